@@ -1,0 +1,1 @@
+"""Pure logic: events in, effects out; time and randomness are inputs."""

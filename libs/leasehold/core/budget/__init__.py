@@ -1,0 +1,1 @@
+"""Budget leases: fair sharing, the allocator's lease machine, the holder's limiter."""
