@@ -11,7 +11,8 @@ once set it stays. ``rpc/errors.py`` maps each class to one gRPC status.
      +-- AlreadyExists
      +-- FailedPrecondition     the state does not allow it
      |    +-- ForeignEtcdCluster
-     +-- StaleEpoch             another leader has taken over, or a version was overtaken
+     +-- StaleEpoch             another leader has taken over
+     +-- VersionConflict        the version that was to be replaced was overtaken
      +-- Superseded             a newer incarnation of the holder has joined
      +-- ResourceExhausted      over a budget or a bound; `retry_after_seconds` tells when
      +-- Unavailable            a part is away; trying again may help
@@ -87,9 +88,18 @@ class ForeignEtcdCluster(FailedPrecondition):
 
 
 class StaleEpoch(LeaseholdError):
-    """A newer leader has taken over, or the version was overtaken."""
+    """A newer leader has taken over."""
 
     reason = "STALE_EPOCH"
+
+
+class VersionConflict(LeaseholdError):
+    """The version that was to be replaced is not the present one.
+
+    No kind of `StaleEpoch`, because the leader still leads: the caller reads again and decides again.
+    """
+
+    reason = "VERSION_CONFLICT"
 
 
 class Superseded(LeaseholdError):

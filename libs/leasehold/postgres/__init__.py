@@ -1,0 +1,1 @@
+"""Durable facts in Postgres: port, store, migrations, ledger writer and in-memory twin."""
