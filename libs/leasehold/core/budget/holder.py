@@ -1,0 +1,399 @@
+"""The holder's side of one lease: when to report, what to believe.
+
+The shell feeds events (connected, granted, refused, activity, tick) and asks for reports; time is an input,
+seconds on CLOCK_BOOTTIME. Rules, each with what it prevents:
+
+1. The TTL counts from the *send* instant of the answered report: the allocator, which counts from the receipt,
+   always expires a lease later than its holder.
+2. A push changes amounts, never the expiry, and is void for a lease that has expired or is not the present
+   one: a delayed push cannot revive units that were given to others.
+3. Messages of another connection than the present one are void, and a connection is left before the first
+   report on the next one is made: a new leader can rely on that report being the whole truth.
+4. A lower epoch is refused.
+5. A holder whose lease expired gives up what is free and asks again with what it physically has.
+6. A superseded incarnation never rejoins by itself.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from leasehold.core import epoch as epochs
+from leasehold.core.budget import limiter as limiters
+from leasehold.core.budget import messages, stock
+
+#: A join or an urgent report that is not answered is repeated after so long.
+RESEND_SECONDS = 1.0
+#: Units given back are told at once only if they are this part of the share, else with the next renewal.
+TELL_FRACTION = 0.05
+#: At most one report of returning units in so long.
+TELL_SECONDS = 0.1
+
+
+class HolderState(enum.StrEnum):
+    """Where a holder stands with its lease.
+
+    JOINING -> HELD (first grant) -> EXPIRED (not renewed in time) -> HELD (joined again);
+    any -> ENDED (released, superseded, budget deleted): the last word.
+    """
+
+    JOINING = "joining"
+    HELD = "held"
+    EXPIRED = "expired"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationChanged:
+    """What the holder owns has changed; amounts in micro-units."""
+
+    amounts: Mapping[str, int]
+    state: HolderState
+    total_workers: int
+    active_workers: int
+    reason: str
+
+
+@dataclass(slots=True)
+class _Sent:
+    at: float
+    lease_id: int
+    largest_cost: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Declared:
+    demand: dict[str, int] = field(default_factory=dict)
+    is_active: bool = False
+    current_load: float = 0.0
+    active_tasks: int = 0
+
+
+class Holder:
+    """One holder of one budget in one process life."""
+
+    def __init__(
+        self,
+        *,
+        budget: str,
+        name: str,
+        incarnation: str,
+        process: messages.ProcessKey | None = None,
+    ) -> None:
+        self.budget = budget
+        self.name = name
+        self.incarnation = incarnation
+        self.process = process
+        self.limiter = limiters.Limiter()
+        self.state = HolderState.JOINING
+        self.end: messages.LeaseEnd | None = None
+        self.refusal: messages.Refusal | None = None
+        self.epoch = epochs.ZERO
+        self.lease_id = 0
+        self.version = 0
+        self.total_workers = 0
+        self.active_workers = 0
+        self.reason = ""
+        self.refresh_seconds = 1.0
+        self._session: int | None = None
+        self._sequence = 0
+        self._sent: dict[int, _Sent] = {}
+        self._last_sent = float("-inf")
+        self._last_told = float("-inf")
+        self._is_urgent = False
+        self._is_first_on_session = True
+        self._reported_held: dict[str, int] = {}
+        self._reported_waiting: dict[str, int] = {}
+        self._declared = _Declared()
+        self._throttles: list[messages.Throttle] = []
+        self._events: list[AllocationChanged] = []
+
+    # Connection
+
+    def connected(self, session: int) -> None:
+        """A new connection is up; everything said on an earlier one is void from now on."""
+        self._session = session
+        self._sent.clear()
+        self._is_first_on_session = True
+        self._is_urgent = True
+
+    def disconnected(self, session: int) -> None:
+        """That connection is gone. The lease goes on until it expires."""
+        if session == self._session:
+            self._session = None
+            self._sent.clear()
+
+    # The user's word
+
+    def declare_activity(self, *, is_active: bool, current_load: float, active_tasks: int) -> None:
+        """The user's own statement; `is_active` False leaves the decision to what the limiter sees."""
+        declared = self._declared
+        if declared.is_active != is_active:
+            self._is_urgent = True
+        declared.is_active, declared.current_load, declared.active_tasks = is_active, current_load, active_tasks
+
+    def declare_demand(self, demand: Mapping[str, int]) -> None:
+        """Most that the holder can use, micro-units by dimension; a dimension left out is unbounded."""
+        if demand != self._declared.demand:
+            self._declared.demand = dict(demand)
+            self._is_urgent = True
+
+    def throttled(self, throttle: messages.Throttle) -> None:
+        """The provider answered 429."""
+        if len(self._throttles) < 100:
+            self._throttles.append(throttle)
+        self._is_urgent = True
+
+    # Reports
+
+    def is_active(self, now: float) -> bool:
+        """Whether this holder counts as active."""
+        self.limiter.fold(now)
+        active = self._declared.is_active or self.limiter.is_active(now)
+        self.limiter.reopen(now)
+        return active
+
+    def wants_report(self, now: float) -> bool:
+        """Whether a report should be sent at `now`."""
+        return now >= self.report_due(now)
+
+    def report_due(self, now: float) -> float:
+        """Instant of the next report; infinity while there is no connection or nothing to say any more."""
+        if self._session is None or self.state is HolderState.ENDED:
+            return float("inf")
+        if self._is_urgent:
+            return now
+        if self.state is not HolderState.HELD:
+            return self._last_sent + RESEND_SECONDS
+        due = self._last_sent + self.refresh_seconds
+        limiter = self.limiter
+        if limiter.is_idle_reported:
+            if self.is_active(now):
+                return now
+        elif not self._declared.is_active and limiter.terms is not None:
+            due = min(due, max(now, self._idle_at(now)))
+        return min(due, self._tell_due(now))
+
+    def _idle_at(self, now: float) -> float:
+        limiter = self.limiter
+        if self.is_active(now):
+            if limiter.waiters or limiter.in_flight or limiter.calls_in_use():
+                return float("inf")
+            assert limiter.terms is not None
+            return limiter.last_admission + limiter.terms.activity_timeout_seconds
+        return now
+
+    def _tell_due(self, now: float) -> float:
+        limiter = self.limiter
+        if limiter.waiters and self._is_waiting_news():
+            return now
+        for name, held in limiter.stocks.items():
+            told = self._reported_held.get(name, 0)
+            if isinstance(held, stock.CallStock):
+                if told > held.cap and held.held < told:
+                    return now
+            elif told > held.cap:
+                held.advance(now)
+                if told - held.held >= max(1, int(held.cap * TELL_FRACTION)):
+                    return max(now, self._last_told + TELL_SECONDS)
+        return float("inf")
+
+    def _is_waiting_news(self) -> bool:
+        """Whether a waiting cost that does not fit the share has not been told yet."""
+        limiter = self.limiter
+        for name, amount in limiter.waiting_cost().items():
+            if amount > limiter.stocks[name].cap and amount > self._reported_waiting.get(name, 0):
+                return True
+        return False
+
+    def make_report(self, now: float) -> messages.Report:
+        """The next report. The caller sends it on the present connection, or calls `disconnected`."""
+        limiter = self.limiter
+        holdings = limiter.holdings(now) if limiter.terms else messages.Holdings(held={})
+        limiter.set_credit(
+            {
+                name: min(amount, current)
+                for name, amount in holdings.largest_cost.items()
+                if (current := self._credit(name)) is not None
+            }
+            or {}
+        )
+        if limiter.terms is not None:
+            for name, amount in holdings.largest_cost.items():
+                if self._credit(name) is None:
+                    limiter.set_credit({name: amount})
+        is_active = self.is_active(now)
+        limiter.is_idle_reported = not is_active
+        if is_active:
+            limiter.fold(now)
+            limiter.reopen(now)
+        self._sequence += 1
+        self._sent[self._sequence] = _Sent(now, self.lease_id, holdings.largest_cost)
+        while len(self._sent) > 64:
+            del self._sent[next(iter(self._sent))]
+        self._last_sent = self._last_told = now
+        self._is_urgent = False
+        self._reported_held = dict(holdings.held)
+        self._reported_waiting = limiter.waiting_cost()
+        report = messages.Report(
+            budget=self.budget,
+            holder=self.name,
+            incarnation=self.incarnation,
+            sequence=self._sequence,
+            lease_id=self.lease_id,
+            grant_version=self.version,
+            is_active=is_active,
+            current_load=self._declared.current_load,
+            active_tasks=self._declared.active_tasks,
+            demand=self._declared.demand,
+            waiting_cost=self._reported_waiting,
+            holdings=holdings,
+            throttles=tuple(self._throttles),
+            process=self.process if self._is_first_on_session else None,
+            boottime_nanos=int(now * 1e9),
+        )
+        self._throttles = []
+        self._is_first_on_session = False
+        return report
+
+    def _credit(self, name: str) -> int | None:
+        held = self.limiter.stocks.get(name)
+        return held.credit_max if isinstance(held, stock.RateStock) else None
+
+    def make_release(self, now: float) -> messages.Release:
+        """Give the lease back: the last message of this holder. Waiters stay the shell's to fail."""
+        limiter = self.limiter
+        limiter.set_amounts({}, now)
+        limiter.expires_at = now
+        release = messages.Release(
+            budget=self.budget,
+            holder=self.name,
+            incarnation=self.incarnation,
+            lease_id=self.lease_id,
+            holdings=limiter.holdings(now) if limiter.terms else messages.Holdings(held={}),
+        )
+        self._ended(messages.LeaseEnd.RELEASED)
+        return release
+
+    # The allocator's word
+
+    def granted(self, session: int, grant: messages.Grant, now: float) -> None:
+        """Take a grant, or ignore it by the rules of the module."""
+        if session != self._session or self.state is HolderState.ENDED:
+            return
+        if grant.incarnation != self.incarnation or grant.epoch < self.epoch:
+            return
+        self.epoch = grant.epoch
+        if grant.answered_sequence:
+            self._answered(grant, now)
+        elif grant.lease_id == self.lease_id and self.state is HolderState.HELD:
+            if grant.end is not None:
+                self._end(grant, now)
+            elif now < self.limiter.expires_at:
+                self._apply(grant, now)
+
+    def _answered(self, grant: messages.Grant, now: float) -> None:
+        sent = self._sent.pop(grant.answered_sequence, None)
+        if sent is None:
+            return
+        if grant.end is not None:
+            self._end(grant, now)
+            return
+        is_new_lease = grant.lease_id != self.lease_id
+        if is_new_lease and sent.lease_id != self.lease_id:
+            return
+        expires_at = sent.at + grant.ttl_seconds
+        if expires_at <= now:
+            return
+        if is_new_lease:
+            self.lease_id, self.version = grant.lease_id, 0
+            self._sent = {number: s for number, s in self._sent.items() if s.lease_id == grant.lease_id}
+        if grant.terms is not None:
+            self.limiter.set_terms(grant.terms, now)
+        if self.state is not HolderState.HELD:
+            self.state = HolderState.HELD
+            self.limiter.expires_at = expires_at
+        else:
+            self.limiter.expires_at = max(self.limiter.expires_at, expires_at)
+        self.limiter.set_credit(sent.largest_cost)
+        self.refresh_seconds = grant.refresh_seconds
+        self._apply(grant, now)
+
+    def _apply(self, grant: messages.Grant, now: float) -> None:
+        if grant.terms is not None and grant.answered_sequence == 0:
+            self.limiter.set_terms(grant.terms, now)
+        self.total_workers, self.active_workers = grant.total_workers, grant.active_workers
+        if grant.version <= self.version:
+            self._reopen(now)
+            return
+        self.version = grant.version
+        before = self.limiter.amounts()
+        self.limiter.set_amounts(grant.amounts, now)
+        after = self.limiter.amounts()
+        if any(after[name] < before.get(name, 0) for name in after):
+            self._is_urgent = True
+        if after != before:
+            self.reason = grant.reason
+            self._changed(after)
+        self._reopen(now)
+
+    def _reopen(self, now: float) -> None:
+        self.limiter.fold(now)
+        self.limiter.reopen(now)
+
+    def _end(self, grant: messages.Grant, now: float) -> None:
+        if grant.end is messages.LeaseEnd.EXPIRED:
+            self._expire(now, has_safe=False)
+            self._is_urgent = True
+            return
+        self.limiter.set_amounts({}, now)
+        self.limiter.expires_at = now
+        assert grant.end is not None
+        self._ended(grant.end)
+
+    def _ended(self, end: messages.LeaseEnd) -> None:
+        self.state, self.end = HolderState.ENDED, end
+        self.lease_id = 0
+        self._changed(self.limiter.amounts())
+
+    def refused(self, session: int, refusal: messages.Refusal) -> None:
+        """The allocator refused a report; kept for the user to see. The next one may pass."""
+        if session == self._session:
+            self._sent.pop(refusal.sequence, None)
+            self.refusal = refusal
+
+    def tick(self, now: float) -> None:
+        """Notice expiry."""
+        if self.state is HolderState.HELD and now >= self.limiter.expires_at:
+            self._expire(now, has_safe=True)
+        elif self.state is HolderState.EXPIRED and now >= self.limiter.expires_at:
+            if any(self.limiter.amounts().values()):
+                self.limiter.set_amounts({}, now)
+                self._changed(self.limiter.amounts())
+
+    def _expire(self, now: float, *, has_safe: bool) -> None:
+        limiter = self.limiter
+        safe: dict[str, int] = {}
+        if has_safe and limiter.terms is not None:
+            owned = limiter.amounts()
+            safe = {n: min(owned.get(n, 0), amount) for n, amount in limiter.terms.safe_capacity.items()}
+        limiter.set_amounts(safe, now)
+        if any(safe.values()):
+            assert limiter.terms is not None
+            limiter.expires_at += limiter.terms.safe_ttl_seconds
+            limiter.reopen(now)
+        self.state = HolderState.EXPIRED
+        self.lease_id = self.version = 0
+        self._sent.clear()
+        self._is_urgent = True
+        self._changed(limiter.amounts())
+
+    def _changed(self, amounts: Mapping[str, int]) -> None:
+        self._events.append(
+            AllocationChanged(dict(amounts), self.state, self.total_workers, self.active_workers, self.reason)
+        )
+
+    def take_events(self) -> list[AllocationChanged]:
+        """Changes since the last call, oldest first."""
+        events, self._events = self._events, []
+        return events

@@ -1,0 +1,483 @@
+"""Admission at the holder, from its lease alone: no call leaves the process.
+
+The limiter is pure: the caller passes `now`, seconds on CLOCK_BOOTTIME, and serialises calls (the client
+holds one lock). Waiting acquires are served in order: who comes later never overtakes.
+
+Most admissions take a short path: three integer counters, good until `fast_until`. They are opened from the
+stocks by `reopen` and folded back by `fold`; between the two the stocks lag behind by what the counters say.
+What is folded is charged at the latest instant at which it can have happened, so the short path is never
+looser than the exact one.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from leasehold.core import errors
+from leasehold.core.budget import messages, model, quantity, stock
+
+#: A counter that never binds: the budget has no such dimension.
+_UNBOUND = 1 << 60
+
+REQUESTS = "rpm_limit"
+TOKENS = "tpm_limit"
+
+#: Micro-units by dimension, in the budget's order.
+Cost = tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """An acquire that waits its turn. `payload` is the shell's: it wakes whoever waits."""
+
+    cost: Cost
+    payload: object = None
+    admitted_at: float | None = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a holder did since it began, micro-units by dimension."""
+
+    settled: dict[str, int] = field(default_factory=dict)
+    overdraft: dict[str, int] = field(default_factory=dict)
+
+
+class Limiter:
+    """Admission control of one holder on one budget.
+
+    It starts without a lease (everything waits). `set_terms` tells the dimensions, `set_amounts` what the
+    holder owns, `expires_at` until when.
+    """
+
+    __slots__ = (
+        "_call_stock",
+        "_fast_base",
+        "_fast_open_from",
+        "_names",
+        "_request_stock",
+        "_token_stock",
+        "_totals",
+        "expires_at",
+        "fast_calls",
+        "fast_requests",
+        "fast_tokens",
+        "fast_until",
+        "in_flight",
+        "is_idle_reported",
+        "largest_cost",
+        "last_admission",
+        "settled_requests",
+        "settled_tokens",
+        "short_path",
+        "stocks",
+        "terms",
+        "token_bound",
+        "waiters",
+    )
+
+    def __init__(self) -> None:
+        self.terms: messages.Terms | None = None
+        self.stocks: dict[str, stock.CallStock | stock.RateStock] = {}
+        self._names: tuple[str, ...] = ()
+        self._request_stock: stock.RateStock | None = None
+        self._token_stock: stock.RateStock | None = None
+        self._call_stock: stock.CallStock | None = None
+        self._totals = Totals()
+        #: Instant from which nothing may be admitted.
+        self.expires_at = 0.0
+        self.waiters: deque[Waiter] = deque()
+        #: Largest cost seen of each dimension, micro-units.
+        self.largest_cost: dict[str, int] = {}
+        self.last_admission = float("-inf")
+        #: While the allocator believes that this holder is idle, every admission takes the exact path.
+        self.is_idle_reported = True
+        #: Permits in flight where no single concurrency dimension counts them (the exact path only).
+        self.in_flight = 0
+        #: Whether the budget's shape allows the short path at all.
+        self.short_path = False
+        #: Most whole tokens that one request on the short path may ask for.
+        self.token_bound = 0
+        self.fast_until = 0.0
+        self.fast_requests = self.fast_tokens = self.fast_calls = 0
+        self._fast_base = (0, 0, 0)
+        self._fast_open_from = 0.0
+        #: Whole units whose permits were released, by the short path.
+        self.settled_requests = 0
+        self.settled_tokens = 0
+
+    # Terms and lease
+
+    def set_terms(self, terms: messages.Terms, now: float) -> None:
+        """Take the budget's terms; dimensions that keep kind and window keep their state."""
+        self.fold(now)
+        old_terms, old = self.terms, self.stocks
+        self.terms = terms
+        self.stocks = {}
+        for dimension in terms.dimensions:
+            kept = old.get(dimension.name)
+            if kept is not None and old_terms is not None and self._is_same(dimension, terms, old_terms, kept):
+                self.stocks[dimension.name] = kept
+            elif dimension.is_rate:
+                self.stocks[dimension.name] = stock.RateStock(
+                    window_seconds=dimension.window_seconds,
+                    jitter_seconds=terms.arrival_jitter_seconds,
+                    now=now,
+                )
+            else:
+                self.stocks[dimension.name] = stock.CallStock()
+        self._names = tuple(self.stocks)
+        self._bind_roles()
+
+    @staticmethod
+    def _is_same(
+        dimension: model.Dimension,
+        terms: messages.Terms,
+        old_terms: messages.Terms,
+        kept: stock.CallStock | stock.RateStock,
+    ) -> bool:
+        if not isinstance(kept, stock.RateStock):
+            return not dimension.is_rate
+        return (
+            dimension.is_rate
+            and dimension.window_seconds == kept.window_seconds
+            and terms.arrival_jitter_seconds == old_terms.arrival_jitter_seconds
+            and terms.charged_at is old_terms.charged_at
+        )
+
+    def _bind_roles(self) -> None:
+        requests, tokens = self.stocks.get(REQUESTS), self.stocks.get(TOKENS)
+        self._request_stock = requests if isinstance(requests, stock.RateStock) else None
+        self._token_stock = tokens if isinstance(tokens, stock.RateStock) else None
+        calls = [self.stocks[name] for name in self._concurrency_names()]
+        self._call_stock = calls[0] if len(calls) == 1 and isinstance(calls[0], stock.CallStock) else None
+        terms = self.terms
+        assert terms is not None
+        self.short_path = self._call_stock is not None and terms.charged_at is model.ChargedAt.ARRIVAL
+        bound = terms.max_tokens_per_request // quantity.MICRO or _UNBOUND
+        self.token_bound = bound if self._token_stock is not None else 0
+
+    def _concurrency_names(self) -> list[str]:
+        assert self.terms is not None
+        return [d.name for d in self.terms.dimensions if d.kind is model.DimensionKind.CONCURRENCY]
+
+    @property
+    def dimension_names(self) -> tuple[str, ...]:
+        """Dimensions in the budget's order; empty before the first grant."""
+        return self._names
+
+    def set_amounts(self, amounts: Mapping[str, int], now: float) -> None:
+        """Own `amounts` (micro-units by dimension; one left out is 0) from now on."""
+        self.fold(now)
+        for name, held in self.stocks.items():
+            if isinstance(held, stock.RateStock):
+                held.advance(now)
+            held.set_cap(amounts.get(name, 0))
+
+    def amounts(self) -> dict[str, int]:
+        """What is owned now, micro-units by dimension."""
+        return {name: held.cap for name, held in self.stocks.items()}
+
+    def set_credit(self, largest: Mapping[str, int]) -> None:
+        """Bound each dimension's pacing debt by `largest`; a dimension left out stays as it is."""
+        for name, amount in largest.items():
+            held = self.stocks.get(name)
+            if isinstance(held, stock.RateStock):
+                held.credit_max = amount
+
+    # Costs
+
+    def cost(
+        self, requests: float = 1, tokens: float | None = None, others: Mapping[str, float] | None = None
+    ) -> Cost:
+        """Micro-units of one acquire in the budget's order.
+
+        `requests` is charged to rpm_limit, `tokens` to tpm_limit, one unit to each concurrency dimension,
+        `others` by dimension name. Raises `InvalidArgument` if a number is wrong, a dimension is unknown or
+        tokens are missing, `CostAboveLimit` if it can never be admitted.
+        """
+        assert self.terms is not None, "the terms are known before a cost is computed"
+        costs = dict.fromkeys(self._names, 0)
+        for name in self._concurrency_names():
+            costs[name] = quantity.MICRO
+        if REQUESTS in costs:
+            costs[REQUESTS] = quantity.to_micros(requests, field="requests")
+        if TOKENS in costs:
+            costs[TOKENS] = self._token_cost(tokens)
+        elif tokens:
+            raise errors.InvalidArgument("tokens: this budget has no tpm_limit", field="tokens")
+        for name, amount in (others or {}).items():
+            if name not in costs:
+                known = ", ".join(self._names)
+                raise errors.InvalidArgument(f"{name}: this budget has no such dimension (it has {known})",
+                                             field=name)
+            costs[name] = quantity.to_micros(amount, field=name)
+        for dimension in self.terms.dimensions:
+            if costs[dimension.name] > dimension.limit:
+                raise errors.CostAboveLimit(
+                    f"{dimension.name}: {quantity.text(costs[dimension.name])} is more than the whole limit of "
+                    f"{quantity.text(dimension.limit)}: it could never be admitted",
+                    field=dimension.name,
+                )
+        return tuple(costs.values())
+
+    def _token_cost(self, tokens: float | None) -> int:
+        assert self.terms is not None
+        bound = self.terms.max_tokens_per_request
+        if tokens is None:
+            if not bound:
+                raise errors.InvalidArgument(
+                    "tokens: this budget has a tpm_limit; give the most tokens that the request can use, or "
+                    "set max_tokens_per_request in the budget",
+                    field="tokens",
+                )
+            return bound
+        micros = quantity.to_micros(tokens, field="tokens")
+        if bound and micros > bound:
+            raise errors.InvalidArgument(
+                f"tokens: {tokens:g} is above max_tokens_per_request ({quantity.text(bound)})", field="tokens"
+            )
+        return micros
+
+    # Admission, exact path
+
+    def try_admit(self, cost: Cost, now: float) -> bool:
+        """Take `cost` in every dimension, or nothing in any. False while someone waits: no overtaking."""
+        self.fold(now)
+        self._advance(now)
+        if self.waiters or not self._fits(cost, now):
+            self._note_largest(cost)
+            self.reopen(now)
+            return False
+        self._take(cost, now)
+        self.reopen(now)
+        return True
+
+    def enqueue(self, waiter: Waiter) -> None:
+        """Let `waiter` wait behind those already waiting."""
+        self.fast_until = 0.0
+        self._note_largest(waiter.cost)
+        self.waiters.append(waiter)
+
+    def withdraw(self, waiter: Waiter) -> bool:
+        """Stop waiting. False if it was admitted already (the caller must release it)."""
+        if waiter.admitted_at is not None:
+            return False
+        self.waiters.remove(waiter)
+        return True
+
+    def admit_waiting(self, now: float) -> list[Waiter]:
+        """Admit from the head of the queue what fits now; each gets `admitted_at`."""
+        admitted: list[Waiter] = []
+        if not self.waiters:
+            return admitted
+        self.fold(now)
+        self._advance(now)
+        while self.waiters and self._fits(self.waiters[0].cost, now):
+            waiter = self.waiters.popleft()
+            self._take(waiter.cost, now)
+            waiter.admitted_at = now
+            admitted.append(waiter)
+        self.reopen(now)
+        return admitted
+
+    def seconds_until_head(self, now: float) -> float:
+        """Seconds until the head of the queue fits by time alone; infinity if something else must happen."""
+        if not self.waiters or now >= self.expires_at:
+            return float("inf")
+        seconds = 0.0
+        for held, amount in zip(self.stocks.values(), self.waiters[0].cost, strict=True):
+            if not amount:
+                continue
+            if isinstance(held, stock.RateStock):
+                seconds = max(seconds, held.seconds_until(amount, now))
+            elif amount > held.free:
+                return float("inf")
+        return seconds
+
+    def _fits(self, cost: Cost, now: float) -> bool:
+        if now >= self.expires_at:
+            return False
+        for held, amount in zip(self.stocks.values(), cost, strict=True):
+            if not amount:
+                continue
+            if isinstance(held, stock.RateStock):
+                if not held.can_admit(amount):
+                    return False
+            elif amount > held.free:
+                return False
+        return True
+
+    def _take(self, cost: Cost, now: float) -> None:
+        assert self.terms is not None
+        for held, amount in zip(self.stocks.values(), cost, strict=True):
+            if isinstance(held, stock.CallStock):
+                held.in_use += amount
+            elif self.terms.charged_at is model.ChargedAt.ARRIVAL:
+                held.charge(now, amount)
+            else:
+                held.reserve(amount)
+        self._note_largest(cost)
+        self.last_admission = now
+        self.in_flight += self._call_stock is None
+
+    def _note_largest(self, cost: Cost) -> None:
+        for name, amount in zip(self._names, cost, strict=False):
+            if amount > self.largest_cost.get(name, 0):
+                self.largest_cost[name] = amount
+
+    def _advance(self, now: float) -> None:
+        for held in self.stocks.values():
+            if isinstance(held, stock.RateStock):
+                held.advance(now)
+
+    # Settling, exact path
+
+    def release(self, cost: Cost, actual: Mapping[str, int], admitted_at: float, now: float) -> None:
+        """End an admitted call: `actual` (micro-units by dimension; left out: as reserved) is what it used.
+
+        Below the reserve the rest turns free at once; above it the holder is in debt, told as overdraft.
+        """
+        assert self.terms is not None
+        self.fold(now)
+        self._advance(now)
+        at_arrival = self.terms.charged_at is model.ChargedAt.ARRIVAL
+        for (name, held), reserved in zip(self.stocks.items(), cost, strict=False):
+            if isinstance(held, stock.CallStock):
+                held.in_use -= reserved
+                continue
+            used = actual.get(name, reserved)
+            self._totals.settled[name] = self._totals.settled.get(name, 0) + reserved
+            if used > reserved:
+                self._totals.overdraft[name] = self._totals.overdraft.get(name, 0) + used - reserved
+            if not at_arrival:
+                held.settle_reserved(now, reserved, used)
+            elif used < reserved:
+                held.refund(admitted_at, reserved - used)
+            elif used > reserved:
+                held.charge(now, used - reserved)
+        self.in_flight -= self._call_stock is None
+        self.reopen(now)
+
+    # The short path's counters
+
+    def fold(self, now: float) -> None:
+        """Bring what the short path took into the stocks, and close it."""
+        base_requests, base_tokens, base_calls = self._fast_base
+        requests = base_requests - self.fast_requests
+        tokens = base_tokens - self.fast_tokens
+        calls = base_calls - self.fast_calls
+        instant = min(now, self.fast_until) if self.fast_until > self._fast_open_from else now
+        if requests and self._request_stock is not None:
+            # The last instant before the bucket's end is in the bucket that the counters were opened in.
+            self._request_stock.charge(min(instant, self._last_instant(self._request_stock)),
+                                       requests * quantity.MICRO)
+        if tokens and self._token_stock is not None:
+            self._token_stock.charge(min(instant, self._last_instant(self._token_stock)),
+                                     tokens * quantity.MICRO)
+        if calls and self._call_stock is not None:
+            self._call_stock.in_use += calls * quantity.MICRO
+        if requests or tokens:
+            self.last_admission = instant
+        self.fast_until = 0.0
+        self._fast_base = (self.fast_requests, self.fast_tokens, self.fast_calls)
+
+    def _last_instant(self, held: stock.RateStock) -> float:
+        return held.bucket_end(self._fast_open_from) - held.width / 4
+
+    def reopen(self, now: float) -> None:
+        """Open the short path from the stocks, until the first instant at which anything must be looked at."""
+        terms = self.terms
+        if terms is None or self.waiters or self.is_idle_reported or now >= self.expires_at:
+            return
+        if self._call_stock is None or not self.short_path:
+            return
+        until = self.expires_at
+        requests = tokens = _UNBOUND
+        held = self._request_stock
+        if held is not None:
+            requests = int(min(held.free, held.level)) // quantity.MICRO
+            until = min(until, held.bucket_end(now))
+        held = self._token_stock
+        if held is not None:
+            tokens = int(min(held.free, held.level)) // quantity.MICRO
+            until = min(until, held.bucket_end(now))
+        self.fast_requests, self.fast_tokens = requests, tokens
+        self.fast_calls = self._call_stock.free // quantity.MICRO
+        self._fast_base = (requests, tokens, self.fast_calls)
+        self._fast_open_from = now
+        self.fast_until = until
+
+    # What reports say
+
+    def is_active(self, now: float) -> bool:
+        """Whether work waits, runs, or was admitted within the activity timeout. `fold` first."""
+        if self.waiters or self.in_flight > 0 or self.calls_in_use() > 0:
+            return True
+        timeout = self.terms.activity_timeout_seconds if self.terms else 0.0
+        return now - self.last_admission < timeout
+
+    def calls_in_use(self) -> int:
+        """Calls in flight as the concurrency dimension counts them, micro-units. `fold` first."""
+        return max((held.in_use for held in self.stocks.values() if isinstance(held, stock.CallStock)), default=0)
+
+    def held(self) -> dict[str, int]:
+        """Upper bound of what counts against the limit, micro-units by dimension. `fold` first."""
+        return {name: held.held for name, held in self.stocks.items()}
+
+    def waiting_cost(self) -> dict[str, int]:
+        """Largest waiting cost of each dimension."""
+        largest: dict[str, int] = {}
+        for waiter in self.waiters:
+            for name, amount in zip(self._names, waiter.cost, strict=False):
+                if amount > largest.get(name, 0):
+                    largest[name] = amount
+        return largest
+
+    def holdings(self, now: float, *, parts_max: int = 8) -> messages.Holdings:
+        """The holder's statement of what it has; cooling is told in at most `parts_max` steps a dimension."""
+        self.fold(now)
+        self._advance(now)
+        cooling: list[messages.CoolingPart] = []
+        refundable: dict[str, int] = {}
+        for name, held in self.stocks.items():
+            if not isinstance(held, stock.RateStock):
+                continue
+            cooling.extend(messages.CoolingPart(name, amount, seconds)
+                           for seconds, amount in merge_parts(list(held.cooling(now)), parts_max))
+            refundable[name] = max(0, held.admitted_total - self._settled(name))
+        result = messages.Holdings(
+            held=self.held(),
+            cooling=tuple(cooling),
+            refundable=refundable,
+            largest_cost={n: self.largest_cost.get(n, quantity.MICRO) for n in refundable},
+            admitted_total={n: h.admitted_total for n, h in self.stocks.items() if isinstance(h, stock.RateStock)},
+            overdraft_total=dict(self._totals.overdraft),
+        )
+        self.reopen(now)
+        return result
+
+    def _settled(self, name: str) -> int:
+        settled = self._totals.settled.get(name, 0)
+        if name == REQUESTS:
+            settled += self.settled_requests * quantity.MICRO
+        elif name == TOKENS:
+            settled += self.settled_tokens * quantity.MICRO
+        return settled + self._totals.overdraft.get(name, 0)
+
+    def audit(self) -> None:
+        """Assert the sums of every stock."""
+        for held in self.stocks.values():
+            if isinstance(held, stock.RateStock):
+                held.audit()
+
+
+def merge_parts(parts: list[tuple[float, int]], parts_max: int) -> list[tuple[float, int]]:
+    """At most `parts_max` (seconds, amount) steps: neighbours are merged to the later, never the earlier."""
+    if len(parts) <= parts_max:
+        return parts
+    size = -(-len(parts) // parts_max)
+    return [
+        (parts[min(start + size, len(parts)) - 1][0], sum(amount for _, amount in parts[start : start + size]))
+        for start in range(0, len(parts), size)
+    ]

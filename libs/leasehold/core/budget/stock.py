@@ -1,0 +1,264 @@
+"""A holder's part of the conserved stock, one object for each dimension.
+
+Rule (design: budget leases, section 1): free + in use + cooling = what the holder owns. Only free units move.
+`held` is the sum that counts against the limit; between two grants it never grows.
+"""
+
+from collections.abc import Iterator
+
+from leasehold.core.budget import quantity
+
+#: A cooling window is kept in so many buckets; a spent unit returns at the end of its bucket, so at most
+#: 1/512 of the window late and never early.
+BUCKETS = 512
+_RING = BUCKETS + 8
+
+#: Pacing: in any dt seconds a holder admits at most share * (BURST + SPEED * dt / window), plus one request's
+#: debt, so that whoever joins finds free units soon. With a window of 60 s: share * (6 + 1.25 dt) / 60.
+PACE_BURST = 0.1
+PACE_SPEED = 1.25
+
+
+def pace_bound(share: int, elapsed_seconds: float, window_seconds: float) -> int:
+    """Most micro-units that a holder of `share` admits in `elapsed_seconds`, without the one request's debt."""
+    return int(share * (PACE_BURST + PACE_SPEED * max(0.0, elapsed_seconds) / window_seconds)) + 1
+
+
+class CallStock:
+    """A concurrency or slots dimension: a unit is in use while the call runs, then free."""
+
+    __slots__ = ("cap", "in_use")
+
+    def __init__(self) -> None:
+        self.cap = 0
+        self.in_use = 0
+
+    @property
+    def free(self) -> int:
+        """Units that may be taken now; negative while a shrink waits for calls to end."""
+        return self.cap - self.in_use
+
+    @property
+    def held(self) -> int:
+        """Units that count against the limit."""
+        return max(self.cap, self.in_use)
+
+    def set_cap(self, cap: int) -> None:
+        """Own `cap` units from now on; calls in flight above it go on and count until they end."""
+        self.cap = cap
+
+
+class RateStock:
+    """A rate dimension: a unit cools from admission (or settle) until window + jitter later."""
+
+    __slots__ = (
+        "_first",
+        "_kept",
+        "_level_at",
+        "_returning",
+        "admitted_total",
+        "cap",
+        "cooling_seconds",
+        "credit_max",
+        "free",
+        "in_use",
+        "level",
+        "owed",
+        "returning",
+        "width",
+        "window_seconds",
+    )
+
+    def __init__(self, *, window_seconds: float, jitter_seconds: float, now: float) -> None:
+        self.window_seconds = window_seconds
+        self.cooling_seconds = window_seconds + jitter_seconds
+        self.width = self.cooling_seconds / BUCKETS
+        #: Units owned: free + in use (less owed) + cooling that stays.
+        self.cap = 0
+        #: Negative while the holder pays off an overdraft.
+        self.free = 0
+        #: Reserved, not cooling yet (only where the provider charges at completion).
+        self.in_use = 0
+        #: Part of in_use that leaves once it has cooled.
+        self.owed = 0
+        #: Cooling units that leave, rather than turn free, when they have cooled.
+        self.returning = 0
+        self.admitted_total = 0
+        #: Largest cost that may go into pacing debt; None is no bound.
+        self.credit_max: int | None = None
+        self.level = 0.0
+        self._level_at = now
+        self._kept = [0] * _RING
+        self._returning = [0] * _RING
+        self._first = self.bucket(now)
+
+    @property
+    def held(self) -> int:
+        """Units that count against the limit."""
+        return self.cap + self.returning + self.owed
+
+    @property
+    def burst(self) -> float:
+        """Most that pacing lets through at one instant, micro-units."""
+        return self.cap * PACE_BURST
+
+    def bucket(self, instant: float) -> int:
+        """Number of the bucket that an admission at `instant` cools in."""
+        return int(instant / self.width)
+
+    def bucket_end(self, instant: float) -> float:
+        """First instant that is not in the bucket of `instant`."""
+        return (self.bucket(instant) + 1) * self.width
+
+    def advance(self, now: float) -> None:
+        """Let cooled units return and the pace refill."""
+        last = self.bucket(now) - BUCKETS - 1
+        first = self._first
+        if last >= first:
+            if last - first >= _RING:
+                first = last - _RING + 1
+            for number in range(first, last + 1):
+                slot = number % _RING
+                self.free += self._kept[slot]
+                self.returning -= self._returning[slot]
+                self._kept[slot] = self._returning[slot] = 0
+            self._first = last + 1
+        if now > self._level_at:
+            speed = self.cap * PACE_SPEED / self.window_seconds
+            self.level = min(self.burst, self.level + speed * (now - self._level_at))
+            self._level_at = now
+
+    def can_admit(self, cost: int) -> bool:
+        """Whether `cost` micro-units may be taken now; `advance` first."""
+        if cost == 0:
+            return True
+        if cost > self.free:
+            return False
+        if cost <= self.level:
+            return True
+        is_allowed_debt = self.credit_max is None or cost <= self.credit_max
+        return cost > self.burst and self.level >= self.burst and is_allowed_debt
+
+    def charge(self, instant: float, cost: int) -> None:
+        """Take `cost` at `instant`: it cools from then. May make `free` negative (an overdraft)."""
+        self.free -= cost
+        self.level -= cost
+        self.admitted_total += cost
+        self._kept[self.bucket(instant) % _RING] += cost
+
+    def reserve(self, cost: int) -> None:
+        """Take `cost` that cools only from `settle_reserved` on."""
+        self.free -= cost
+        self.level -= cost
+        self.admitted_total += cost
+        self.in_use += cost
+
+    def settle_reserved(self, instant: float, reserved: int, actual: int) -> None:
+        """Of `reserved`, `actual` was used and cools from `instant`; the rest is free, or what is above, debt."""
+        self.in_use -= reserved
+        leaving = min(self.owed, reserved)
+        self.owed -= leaving
+        slot = self.bucket(instant) % _RING
+        self._returning[slot] += min(leaving, actual)
+        self.returning += min(leaving, actual)
+        self._kept[slot] += actual - min(leaving, actual)
+        self.free += (reserved - leaving) - (actual - min(leaving, actual))
+        self.level = min(self.burst, self.level + max(0, reserved - actual))
+
+    def refund(self, admitted_at: float, amount: int) -> None:
+        """Units charged at `admitted_at` were not used after all; a no-op once they have cooled."""
+        number = self.bucket(admitted_at)
+        if number < self._first:
+            return
+        slot = number % _RING
+        leaving = 0
+        if self.returning:
+            leaving = min(amount * self._returning[slot] // max(1, self._kept[slot] + self._returning[slot]),
+                          self._returning[slot])
+            self._returning[slot] -= leaving
+            self.returning -= leaving
+        self._kept[slot] -= amount - leaving
+        self.free += amount - leaving
+        self.level = min(self.burst, self.level + amount)
+
+    def set_cap(self, cap: int) -> None:
+        """Own `cap` micro-units from now on.
+
+        A shrink gives up the same fraction of free units now and of each cooling unit as it cools; a growth
+        first keeps what was about to leave, so `held` never exceeds the larger of the old `held` and `cap`.
+        """
+        if cap < self.cap:
+            self._shrink(cap)
+        elif cap > self.cap:
+            self._grow(cap)
+
+    def _shrink(self, cap: int) -> None:
+        delta, whole = self.cap - cap, self.cap
+        left = delta
+        for slot in range(_RING):
+            kept = self._kept[slot]
+            if kept > 0:
+                taken = kept * delta // whole
+                self._kept[slot] = kept - taken
+                self._returning[slot] += taken
+                self.returning += taken
+                left -= taken
+        taken = (self.in_use - self.owed) * delta // whole
+        self.owed += taken
+        self.free -= left - taken
+        self.level = self.level * cap / whole
+        self.cap = cap
+
+    def _grow(self, cap: int) -> None:
+        left = cap - self.cap
+        self.level += left * PACE_BURST
+        self.cap = cap
+        kept = min(left, self.owed)
+        self.owed -= kept
+        left -= kept
+        if self.returning:
+            for number in range(self._first, self._first + _RING):
+                slot = number % _RING
+                kept = min(left, self._returning[slot])
+                self._returning[slot] -= kept
+                self._kept[slot] += kept
+                self.returning -= kept
+                left -= kept
+        self.free += left
+
+    def cooling(self, now: float) -> Iterator[tuple[float, int]]:
+        """(seconds until it has cooled, micro-units) of what cools, soonest first."""
+        for number in range(self._first, self.bucket(now) + 1):
+            slot = number % _RING
+            amount = self._kept[slot] + self._returning[slot]
+            if amount > 0:
+                yield max(0.0, (number + 1 + BUCKETS) * self.width - now), amount
+
+    def seconds_until(self, cost: int, now: float) -> float:
+        """Seconds until `cost` can be admitted if nothing else happens; infinity if time alone is not enough."""
+        pace_seconds = 0.0
+        wanted = min(float(cost), self.burst)
+        if self.level < wanted:
+            speed = self.cap * PACE_SPEED / self.window_seconds
+            pace_seconds = (wanted - self.level) / speed if speed > 0 else float("inf")
+        lacking = cost - self.free
+        if lacking <= 0:
+            return pace_seconds
+        for number in range(self._first, self.bucket(now) + 1):
+            lacking -= self._kept[number % _RING]
+            if lacking <= 0:
+                return max(pace_seconds, (number + 1 + BUCKETS) * self.width - now)
+        return float("inf")
+
+    def audit(self) -> None:
+        """Assert the stock's own sums; for tests and `doctor`."""
+        kept, returning = sum(self._kept), sum(self._returning)
+        assert self.free + (self.in_use - self.owed) + kept == self.cap, "free + in use + cooling = cap"
+        assert returning == self.returning, "returning is the sum of its buckets"
+        assert min(self._returning) >= 0, "nothing returns twice"
+        assert 0 <= self.owed <= max(0, self.in_use), "owed is part of in use"
+
+
+def whole_units(micros: int) -> int:
+    """Whole units in `micros`, rounded down."""
+    return micros // quantity.MICRO
