@@ -199,11 +199,32 @@ class Holdings(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RefundableEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HELD_FIELD_NUMBER: _builtins.int
     COOLING_FIELD_NUMBER: _builtins.int
     LARGEST_COST_FIELD_NUMBER: _builtins.int
     ADMITTED_TOTAL_FIELD_NUMBER: _builtins.int
     OVERDRAFT_TOTAL_FIELD_NUMBER: _builtins.int
+    REFUNDABLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def held(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """free + in use + cooling, by dimension. It only grows by applying a grant."""
@@ -224,6 +245,10 @@ class Holdings(_message.Message):
     def overdraft_total(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Units settled above what was reserved, since the incarnation began."""
 
+    @_builtins.property
+    def refundable(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Part of `cooling` that calls in flight reserved: it may come back at settle and be spent again."""
+
     def __init__(
         self,
         *,
@@ -232,10 +257,11 @@ class Holdings(_message.Message):
         largest_cost: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         admitted_total: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         overdraft_total: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        refundable: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_total", b"admitted_total", "cooling", b"cooling", "held", b"held", "largest_cost", b"largest_cost", "overdraft_total", b"overdraft_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_total", b"admitted_total", "cooling", b"cooling", "held", b"held", "largest_cost", b"largest_cost", "overdraft_total", b"overdraft_total", "refundable", b"refundable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
