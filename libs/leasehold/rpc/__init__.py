@@ -1,0 +1,1 @@
+"""gRPC, set up once: servers, channels, and core errors as statuses."""

@@ -1,0 +1,1 @@
+"""What shells share: clocks, retries, signals, background tasks, process identity."""
