@@ -102,6 +102,7 @@ class Holder:
         self._last_told = float("-inf")
         self._is_urgent = False
         self._is_first_on_session = True
+        self._has_held = False
         self._reported_held: dict[str, int] = {}
         self._reported_waiting: dict[str, int] = {}
         self._declared = _Declared()
@@ -187,6 +188,8 @@ class Holder:
         limiter = self.limiter
         if limiter.waiters and self._is_waiting_news():
             return now
+        if limiter.lacks_credit():
+            return now
         for name, held in limiter.stocks.items():
             told = self._reported_held.get(name, 0)
             if isinstance(held, stock.CallStock):
@@ -210,18 +213,7 @@ class Holder:
         """The next report. The caller sends it on the present connection, or calls `disconnected`."""
         limiter = self.limiter
         holdings = limiter.holdings(now) if limiter.terms else messages.Holdings(held={})
-        limiter.set_credit(
-            {
-                name: min(amount, current)
-                for name, amount in holdings.largest_cost.items()
-                if (current := self._credit(name)) is not None
-            }
-            or {}
-        )
-        if limiter.terms is not None:
-            for name, amount in holdings.largest_cost.items():
-                if self._credit(name) is None:
-                    limiter.set_credit({name: amount})
+        limiter.tighten_credit(holdings.largest_cost)
         is_active = self.is_active(now)
         limiter.is_idle_reported = not is_active
         if is_active:
@@ -241,6 +233,7 @@ class Holder:
             incarnation=self.incarnation,
             sequence=self._sequence,
             lease_id=self.lease_id,
+            is_rejoin=self._has_held and self.lease_id == 0,
             grant_version=self.version,
             is_active=is_active,
             current_load=self._declared.current_load,
@@ -255,10 +248,6 @@ class Holder:
         self._throttles = []
         self._is_first_on_session = False
         return report
-
-    def _credit(self, name: str) -> int | None:
-        held = self.limiter.stocks.get(name)
-        return held.credit_max if isinstance(held, stock.RateStock) else None
 
     def make_release(self, now: float) -> messages.Release:
         """Give the lease back: the last message of this holder. Waiters stay the shell's to fail."""
@@ -306,7 +295,7 @@ class Holder:
         if expires_at <= now:
             return
         if is_new_lease:
-            self.lease_id, self.version = grant.lease_id, 0
+            self.lease_id, self.version, self._has_held = grant.lease_id, 0, True
             self._sent = {number: s for number, s in self._sent.items() if s.lease_id == grant.lease_id}
         if grant.terms is not None:
             self.limiter.set_terms(grant.terms, now)
@@ -315,7 +304,7 @@ class Holder:
             self.limiter.expires_at = expires_at
         else:
             self.limiter.expires_at = max(self.limiter.expires_at, expires_at)
-        self.limiter.set_credit(sent.largest_cost)
+        self.limiter.allow_credit(sent.largest_cost)
         self.refresh_seconds = grant.refresh_seconds
         self._apply(grant, now)
 

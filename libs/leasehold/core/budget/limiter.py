@@ -178,12 +178,29 @@ class Limiter:
         """What is owned now, micro-units by dimension."""
         return {name: held.cap for name, held in self.stocks.items()}
 
-    def set_credit(self, largest: Mapping[str, int]) -> None:
-        """Bound each dimension's pacing debt by `largest`; a dimension left out stays as it is."""
+    def tighten_credit(self, largest: Mapping[str, int]) -> None:
+        """A report promises that no cost above `largest` goes into pacing debt: keep to it from now on."""
+        for name, amount in largest.items():
+            held = self.stocks.get(name)
+            if isinstance(held, stock.RateStock):
+                held.credit_max = amount if held.credit_max is None else min(held.credit_max, amount)
+
+    def allow_credit(self, largest: Mapping[str, int]) -> None:
+        """The report that promised `largest` was answered: debt up to it is accounted for."""
         for name, amount in largest.items():
             held = self.stocks.get(name)
             if isinstance(held, stock.RateStock):
                 held.credit_max = amount
+
+    def lacks_credit(self) -> bool:
+        """Whether a cost was seen that pacing lets through only after it has been reported."""
+        return any(
+            isinstance(held, stock.RateStock)
+            and held.credit_max is not None
+            and held.credit_max < self.largest_cost.get(name, 0)
+            and held.burst < self.largest_cost.get(name, 0)
+            for name, held in self.stocks.items()
+        )
 
     # Costs
 

@@ -72,6 +72,8 @@ class Report:
     incarnation: str
     sequence: int
     lease_id: int = 0
+    #: This incarnation had a lease before and lost it; it must not supersede a newer one.
+    is_rejoin: bool = False
     grant_version: int = 0
     is_active: bool = False
     current_load: float = 0.0

@@ -356,6 +356,7 @@ class LeaseReport(_message.Message):
     THROTTLES_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
     BOOTTIME_NANOS_FIELD_NUMBER: _builtins.int
+    IS_REJOIN_FIELD_NUMBER: _builtins.int
     budget: _builtins.str
     holder: _builtins.str
     """Name of the holder: 1 to 128 characters of [A-Za-z0-9._@:-]."""
@@ -378,6 +379,10 @@ class LeaseReport(_message.Message):
     active_tasks: _builtins.int
     boottime_nanos: _builtins.int
     """CLOCK_BOOTTIME at which the report was made; compared only on the same boot id. 0: not told."""
+    is_rejoin: _builtins.bool
+    """With lease_id 0: this incarnation had a lease before and lost it. It is refused where a newer
+    incarnation holds the name.
+    """
     @_builtins.property
     def demand(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Most that the holder could use, by dimension. A dimension left out: as much as it can get."""
@@ -416,10 +421,11 @@ class LeaseReport(_message.Message):
         throttles: _abc.Iterable[Global___Throttle] | None = ...,
         process: Global___ProcessIdentity | None = ...,
         boottime_nanos: _builtins.int = ...,
+        is_rejoin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holdings", b"holdings", "process", b"process"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tasks", b"active_tasks", "boottime_nanos", b"boottime_nanos", "budget", b"budget", "current_load", b"current_load", "demand", b"demand", "grant_version", b"grant_version", "holder", b"holder", "holdings", b"holdings", "incarnation", b"incarnation", "is_active", b"is_active", "lease_id", b"lease_id", "process", b"process", "sequence", b"sequence", "throttles", b"throttles", "waiting_cost", b"waiting_cost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tasks", b"active_tasks", "boottime_nanos", b"boottime_nanos", "budget", b"budget", "current_load", b"current_load", "demand", b"demand", "grant_version", b"grant_version", "holder", b"holder", "holdings", b"holdings", "incarnation", b"incarnation", "is_active", b"is_active", "is_rejoin", b"is_rejoin", "lease_id", b"lease_id", "process", b"process", "sequence", b"sequence", "throttles", b"throttles", "waiting_cost", b"waiting_cost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
