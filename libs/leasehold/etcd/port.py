@@ -6,8 +6,8 @@ process). One contract suite runs on both.
 Errors, of every method:
 
 - `EtcdUnavailable`: no server answered. ``metadata["outcome"]`` tells what became of a write: ``not_applied``
-  (it never reached a server, or was refused) or ``unknown`` (it may have been, or may yet be, committed). Writes
-  of unknown outcome are never repeated by an adapter, nor reported as `DeadlineExceeded`.
+  (it never reached a server, or was refused) or ``unknown`` (it may have been, or may yet be, committed).
+  Writes of unknown outcome are never repeated by an adapter, nor reported as `DeadlineExceeded`.
 - `DeadlineExceeded`: a call that changes nothing was not answered in time.
 - `ForeignEtcdCluster`: the server that answers is not of the cluster this client first spoke to (its data was
   wiped, or restored from a backup): its revisions mean nothing here. The client is of no further use.
@@ -18,6 +18,8 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
+
+from leasehold.core import errors
 
 TXN_OPS_MAX_DEFAULT = 128
 """etcd's ``--max-txn-ops`` unless its operator chose another."""
@@ -142,8 +144,8 @@ class TxnResult:
     """What a transaction did.
 
     ``succeeded`` tells which list ran: ``then`` (True) or ``otherwise``. ``revision`` is the store's revision
-    after it; where it changed anything, the mod revision of all it put. ``found`` has one entry per `Get` of the
-    list that ran, in order; ``deleted`` counts the keys that its `Delete`s removed.
+    after it; where it changed anything, the mod revision of all it put. ``found`` has one entry per `Get` of
+    the list that ran, in order; ``deleted`` counts the keys that its `Delete`s removed.
     """
 
     succeeded: bool
@@ -169,7 +171,7 @@ class KeyDeleted:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Forget what was seen of the prefix: this is all of it. Later events are newer than ``listing.revision``."""
+    """Forget what was seen of the prefix: this is all of it. Later events are newer than its revision."""
 
     listing: Listing
 
@@ -183,7 +185,7 @@ class EtcdPort(ABC):
     @property
     @abstractmethod
     def txn_ops_max(self) -> int:
-        """The most compares, and the most operations in either list, that a transaction may have; see `chunks`."""
+        """The most compares, and the most operations in either list, of one transaction; see `chunks`."""
 
     @abstractmethod
     async def cluster_id(self) -> int:
@@ -197,8 +199,8 @@ class EtcdPort(ABC):
     async def get_prefix(self, prefix: str, *, revision: int | None = None) -> Listing:
         """Every record whose key begins with ``prefix``, all at one revision: the newest, or the one asked for.
 
-        Read page by page, so its size has no bound but memory. Raises `FailedPrecondition` where ``revision`` is
-        compacted already (``metadata["cause"]`` is ``compacted``) or not reached yet (``future_revision``).
+        Read page by page, so its size has no bound but memory. Raises `FailedPrecondition` where ``revision``
+        is compacted already (``metadata["cause"]`` is ``compacted``) or not reached yet (``future_revision``).
         """
 
     @abstractmethod
@@ -221,7 +223,10 @@ class EtcdPort(ABC):
 
     @abstractmethod
     async def grant_lease(self, ttl_seconds: int) -> Lease:
-        """A new etcd lease. It ends, with every key put under it, some time after ``ttl_seconds`` without renewal."""
+        """A new etcd lease, which ends some time after ``ttl_seconds`` (1 or more) without renewal.
+
+        With it go the keys put under it. The time is a minimum: a change of etcd's leader starts it again.
+        """
 
     @abstractmethod
     async def keep_alive(self, lease_id: int) -> int:
@@ -269,7 +274,7 @@ def chunks(ops: Sequence[Op], ops_max: int, *, bytes_max: int = 1 << 20) -> Iter
     every one of them needs the caller's compares anew.
     """
     if ops_max < 1:
-        raise ValueError("ops_max is at least 1")
+        raise errors.InvalidArgument("ops_max is at least 1", field="ops_max")
     start, size_bytes = 0, 0
     for index, op in enumerate(ops):
         op_bytes = len(op.key) + (len(op.value) if isinstance(op, Put) else 0)
