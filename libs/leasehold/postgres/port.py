@@ -18,7 +18,7 @@ from leasehold.core import errors
 from leasehold.core.budget import model
 
 PAGE_SIZE_MAX = 1000
-REQUEST_ID_LENGTH_MAX = 64
+REQUEST_ID_LENGTH_MAX = 64  # printable ASCII characters
 TEXT_LENGTH_MAX = 1000
 LEDGER_BATCH_ENTRIES_MAX = 10_000
 LEDGER_RETENTION_SECONDS = 7 * 86_400.0
@@ -41,24 +41,6 @@ def clean_text(text: str, *, length_max: int = TEXT_LENGTH_MAX) -> str:
     """
     storable = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
     return storable if len(storable) <= length_max else storable[: length_max - 1] + "…"
-
-
-def checked_page_size(page_size: int) -> int:
-    """`page_size` if it is 1 to 1000, else raises `InvalidArgument`."""
-    if not 1 <= page_size <= PAGE_SIZE_MAX:
-        raise errors.InvalidArgument(
-            f"page_size: {page_size} is not in 1 to {PAGE_SIZE_MAX}", field="page_size"
-        )
-    return page_size
-
-
-def checked_request_id(request_id: str) -> str:
-    """`request_id` if it is empty or 1 to 64 printable ASCII characters, else raises `InvalidArgument`."""
-    if len(request_id) > REQUEST_ID_LENGTH_MAX or not (request_id.isascii() and request_id.isprintable()):
-        raise errors.InvalidArgument(
-            f"request_id: at most {REQUEST_ID_LENGTH_MAX} printable ASCII characters", field="request_id"
-        )
-    return request_id
 
 
 @dataclass(frozen=True, slots=True)
