@@ -1,0 +1,17 @@
+"""What every test shares: a clean environment and the server fixtures."""
+
+import os
+import sys
+from pathlib import Path
+
+# Settings of the person who runs the tests must not reach the code under test. The two that stay are for the
+# tests themselves: which servers to use, and where fetched programs are kept.
+_KEPT = {"LEASEHOLD_TEST_SERVERS", "LEASEHOLD_CACHE_DIR"}
+for _name in list(os.environ):
+    if (_name.startswith("LEASEHOLD_") and _name not in _KEPT) or _name in {"WORKER_ID", "WORKER_COUNT"}:
+        del os.environ[_name]
+
+# The import mode `importlib` leaves sys.path alone, and a plugin is found by its name.
+sys.path.insert(0, str(Path(__file__).parent))
+
+pytest_plugins = ["fixtures_servers"]
