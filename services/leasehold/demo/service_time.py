@@ -1,0 +1,24 @@
+"""How long the simulated model takes to answer."""
+
+from dataclasses import dataclass
+
+from leasehold.core import errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceTime:
+    """Time of an answer, from its token counts. Raises `InvalidArgument` if one is negative."""
+
+    #: Before the first token.
+    first_token_seconds: float = 0.2
+    #: For each token that is generated.
+    seconds_per_token: float = 0.014
+
+    def __post_init__(self) -> None:
+        for name in ("first_token_seconds", "seconds_per_token"):
+            if not 0 <= getattr(self, name) <= 3600:
+                raise errors.InvalidArgument(f"{name}: {getattr(self, name)} is not in 0 to 3600", field=name)
+
+    def seconds(self, completion_tokens: int) -> float:
+        """From arrival to the last of `completion_tokens` tokens."""
+        return self.first_token_seconds + completion_tokens * self.seconds_per_token
