@@ -1,5 +1,6 @@
 """Why each share is what it is, in words; made only when asked, so that dividing among thousands is cheap."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import gcd
@@ -47,6 +48,8 @@ class _Summary:
     numerators: dict[Kind, int]
     growing_count: int
     has_one_weight: bool
+    #: The bands above that got anything, such as "priority 5".
+    higher: str
 
 
 @dataclass(slots=True, eq=False)
@@ -112,8 +115,18 @@ class Account:
                 numerators=dict(zip(filling.growing, filling.numerators, strict=True)),
                 growing_count=sum(len(kind.members) for kind in filling.growing),
                 has_one_weight=len({kind.weight for kind in filling.growing}) == 1,
+                higher=self._higher(band, dimension),
             )
         return self._summaries[key]
+
+    def _higher(self, band: Band, dimension: int) -> str:
+        totals = [above.fillings[dimension].total for above in self.bands[: band.position + 1]]
+        takers = [
+            above.priority
+            for above, (before, after) in zip(self.bands, itertools.pairwise(totals), strict=False)
+            if after < before
+        ]
+        return f"priority {takers[0]}" if len(takers) == 1 else "higher priorities"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +174,7 @@ class _Words:
             return f"{equation}; scaling is off"
         if rules.policy is model.Policy.STATIC:
             return f"{equation}, whatever others do"
-        return f"base: {equation}, nobody is active"
+        return f"base: {equation}, nobody {'asks for more' if self.account.active_count else 'is active'}"
 
     def not_served(self, place: _Place) -> str:
         """The reason of one who asks, and has nothing of any dimension."""
@@ -181,7 +194,7 @@ class _Words:
             left = band.fillings[index].total * quantum
             if min(need, limit) > left:
                 amounts = f"{quantity.text(need)} {dimension}, {quantity.text(left)}"
-                return f"0: needs {amounts} left by {self._higher(band, index)}"
+                return f"0: needs {amounts} left by {self.account.summary(band, index).higher}"
         raise AssertionError(f"{self._claim.name} is not blocked")
 
     def served(self, band: Band, kind: Kind) -> str:
@@ -191,14 +204,14 @@ class _Words:
         if kind in summary.capped:
             return self._demand_met(self._claim.demand.get(self.dimension))
         if not filling.total:
-            return self._nothing_left(band)
+            return self._nothing_left(summary)
         if kind in summary.floored:
             return f"{self._text(self._amount)} = the least that is of use to it, more than its fair share"
-        tail = self._tail(band)
+        tail = self._tail(band, summary)
         if filling.surplus is not None:
             return self._proportional(filling, kind, summary) + tail
         if summary.growing_count == 1:
-            return self._all_that_is_left(filling, summary, tail)
+            return self._all_that_is_left(band, summary, tail)
         return self._level(filling, kind, summary) + tail
 
     def _demand_met(self, demand: int | None) -> str:
@@ -208,10 +221,10 @@ class _Words:
             return f"{self._text(self._amount)} = its demand of {quantity.text(demand)}, in whole units"
         return f"{quantity.text(demand)} = its demand"
 
-    def _nothing_left(self, band: Band) -> str:
+    def _nothing_left(self, summary: _Summary) -> str:
         limit = self.account.limits[self.index]
         if limit:
-            return f"0: {self._higher(band, self.index)} took all of {self._text(limit)}"
+            return f"0: {summary.higher} took all of {self._text(limit)}"
         declared = self.account.rules.limits[self.dimension]
         return f"0: the limit is {quantity.text(declared)}" + (", less than one unit" if declared else "")
 
@@ -233,15 +246,19 @@ class _Words:
         total = self._text(filling.total)
         return f"{total} - {self._text(fixed)} for {summary.settled_names}" if fixed else total
 
-    def _all_that_is_left(self, filling: Filling, summary: _Summary, tail: str) -> str:
+    def _all_that_is_left(self, band: Band, summary: _Summary, tail: str) -> str:
         """All that the settled and higher bands leave."""
+        filling = band.fillings[self.index]
         left = self._left_by_settled(filling, summary)
         if filling.growth < filling.total:
             return f"{self._text(self._amount)} = {left}{tail}"
         if tail:
             return f"all of {left}{tail}"
-        is_only = self._claim.is_active and self.account.active_count == 1
-        return f"all of {left}: " + ("the only active holder" if is_only else "nobody else asks for any")
+        if self._claim.is_active and self.account.active_count == 1:
+            return f"all of {left}: the only active holder"
+        if band is not self.account.bands[-1]:
+            return f"all of {left}: priority {band.priority} comes first"
+        return f"all of {left}: nobody else asks for any"
 
     def _proportional(self, filling: Filling, kind: Kind, summary: _Summary) -> str:
         """The equal share and a part of what others leave, by demand."""
@@ -252,19 +269,13 @@ class _Words:
             right += f" + {self._text(extra)} of the {self._text(surplus)} that others leave, by demand"
         return self._equation(right, summary.numerators[kind], filling.denominator)
 
-    def _higher(self, band: Band, index: int) -> str:
-        """The bands above that got anything of a dimension, in words."""
-        above = self.account.bands[: band.position]
-        takers = [higher.priority for higher in above if higher.fillings[index].dealt(index)]
-        return f"priority {takers[0]}" if len(takers) == 1 else "higher priorities"
-
-    def _tail(self, band: Band) -> str:
+    def _tail(self, band: Band, summary: _Summary) -> str:
         """What came before: higher priorities; and those of the band whose turn comes later."""
         limit, total = self.account.limits[self.index], band.fillings[self.index].total
         tail = ""
         if total < limit:
             taken = f"{self._text(limit - total)} of {self._text(limit)}"
-            tail = f", after {self._higher(band, self.index)} took {taken}"
+            tail = f", after {summary.higher} took {taken}"
         waiting = len(band.turn.waiting)
         if waiting:
             tail += f"; {waiting} wait{'s' if waiting == 1 else ''} for a turn"

@@ -7,8 +7,8 @@ neither the order of the claims nor on floating point. For every policy and dime
 * bands of higher priority are served first, wholly (not under `static`, nor at the base);
 * under `active_share`, `max_min` and `proportional`, claims that together want the limit get all of it, in
   whole quanta. Where needs let only some be served at a time, this holds for the served;
-* among equals in weight and priority, nobody has more than a quantum less than another unless its demand is met
-  or the other's need is above its share;
+* under `active_share` and `max_min`, among equals in weight and priority nobody has more than a quantum less
+  than another unless its demand is met, or the other has just its need;
 * more demand never brings less.
 
 `share_filling` has the policies' formulas, `share_turns` the order of service, `share_dealing` the rounding and
