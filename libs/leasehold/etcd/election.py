@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import structlog
-
 from leasehold.core import errors
 from leasehold.etcd import clock as clocks
 from leasehold.etcd import keeper as keepers
@@ -47,8 +46,8 @@ class _Reign:
 class Election:
     """A candidate for the leadership of ``prefix``; also knows who leads. An async context manager.
 
-    ``address`` is what others are told to call while this candidate leads. ``ttl_seconds`` is how long (at least)
-    after a crash or a freeze the others wait. Randomness only spreads retries after errors.
+    ``address`` is what others are told to call while this candidate leads. ``ttl_seconds`` is how long, at
+    least, the others wait after a crash or a freeze. Randomness only spreads retries after errors.
 
     ``lost`` is the event of the present reign (a new one with each `campaign` that wins): set when the lease
     could not be kept or the key is no longer this candidate's; ``lost_reason`` says which.
@@ -96,7 +95,7 @@ class Election:
         await self.close()
 
     def leader(self) -> observers.Leader | None:
-        """The leader known last (this candidate included), or None. Wait for news with ``observer.wait_until``."""
+        """The leader known last, be it this candidate, or None. For news: ``observer.wait_until``."""
         return self.observer.leader
 
     async def campaign(self) -> Won:

@@ -1,8 +1,8 @@
 """Keeps an etcd lease alive, and tells when it may no longer be.
 
-Being kept is a hint that this process is alive and reaches etcd; it proves nothing to others. Not being kept is
-reported on this process's own clock, without asking etcd: a client that is cut off learns of its loss when the
-TTL it was last promised has passed, counted from before the renewal was *sent*, so never later than etcd ends it.
+Being kept is a hint that this process is alive and reaches etcd; it proves nothing to others. Not being kept
+is reported on this process's own clock, without asking etcd: a client that is cut off learns of its loss when
+the TTL it was last promised has passed, counted from before the renewal was *sent*, so not after etcd ends it.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import contextlib
 from types import TracebackType
 
 import structlog
-
 from leasehold.core import errors
 from leasehold.etcd import clock as clocks
 from leasehold.etcd import port

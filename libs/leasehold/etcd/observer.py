@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import structlog
-
 from leasehold.core import errors
 from leasehold.etcd import port
 
@@ -79,7 +78,7 @@ class LeaderObserver:
             await changed.wait()
 
     def note(self, revision: int, leader: Leader | None) -> None:
-        """Takes in what was true at a revision, from the watch or from elsewhere; ignored if older than known."""
+        """Takes in what was true at a revision, whoever tells; ignored if older than what is known."""
         if revision < self._revision:
             return
         self._revision, self._leader = revision, leader
