@@ -11,7 +11,7 @@ from typing import Any, Final
 from google.protobuf import duration_pb2, timestamp_pb2
 from leasehold.api.budget.v1 import budget_pb2
 from leasehold.core import errors
-from leasehold.core.budget import model
+from leasehold.core.budget import model, quantity
 from leasehold.rpc import wire_values
 
 _KINDS: Final[Mapping[int, model.DimensionKind]] = {
@@ -82,7 +82,7 @@ def encode_budget(
         holder_classes=[_encode_holder_class(item) for item in spec.holder_classes],
         expected_workers=spec.expected_workers,
         scaling_enabled=spec.scaling_enabled,
-        max_tokens_per_request=spec.max_tokens_per_request / 1e6,
+        max_tokens_per_request=spec.max_tokens_per_request / quantity.MICRO,
         charged_at=encode_charged_at(spec.charged_at),
         version=version,
     )
@@ -130,7 +130,9 @@ def _decode_dimension(message: budget_pb2.Dimension, window_seconds: float) -> m
 def encode_dimension(dimension: model.Dimension) -> budget_pb2.Dimension:
     """The message; the window is set for a rate only."""
     message = budget_pb2.Dimension(
-        name=dimension.name, kind=_KIND_NUMBERS[dimension.kind], limit=dimension.limit / 1e6
+        name=dimension.name,
+        kind=_KIND_NUMBERS[dimension.kind],  # type: ignore[arg-type]  # the table's keys are these values
+        limit=dimension.limit / quantity.MICRO,
     )
     if dimension.is_rate:
         message.window.CopyFrom(wire_values.encode_seconds(dimension.window_seconds))

@@ -184,10 +184,11 @@ def encode_holdings(holdings: messages.Holdings) -> lease_pb2.Holdings:
         overdraft_total=amounts(holdings.overdraft_total),
     )
     for part in holdings.cooling:
+        whole, nanos = divmod(round(part.remaining_seconds * 1e9), 1_000_000_000)
         message.cooling.add(
             dimension=part.dimension,
             amount=part.amount / quantity.MICRO,
-            remaining=wire_values.encode_seconds(part.remaining_seconds),
+            remaining={"seconds": whole, "nanos": nanos},
         )
     return message
 

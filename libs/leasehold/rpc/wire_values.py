@@ -25,17 +25,22 @@ def decode_amounts(
     units_by_name: Mapping[str, float], field: str, units_max: float = quantity.UNITS_MAX
 ) -> dict[str, int]:
     """Units by dimension as micro-units. Raises `InvalidArgument` naming `field` and the dimension."""
-    if len(units_by_name) > model.DIMENSIONS_MAX:
+    count = len(units_by_name)
+    if not count:
+        return {}
+    if count > model.DIMENSIONS_MAX:
         raise errors.InvalidArgument(
-            f"{field}: {len(units_by_name)} dimensions given, at most {model.DIMENSIONS_MAX} are allowed",
+            f"{field}: {count} dimensions given, at most {model.DIMENSIONS_MAX} are allowed",
             field=field,
         )
     amounts = {}
-    for name, units in units_by_name.items():
+    # Not items(): a protobuf map has that from collections.abc, in Python, at a third of the speed.
+    for name in units_by_name:
+        units = units_by_name[name]
         # A NaN compares false and is refused with the rest.
         if not 0.0 <= units <= units_max:
             raise _wrong_units(units, f"{field}.{name[:63]}", units_max)
-        amounts[name] = int(units * quantity.MICRO + 0.5)
+        amounts[name] = int(units * 1e6 + 0.5)
     return amounts
 
 
