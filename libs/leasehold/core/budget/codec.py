@@ -359,5 +359,8 @@ def _refuse_unknown_keys(source: Mapping[object, object], known: Iterable[str], 
 
 
 def _did_you_mean(text: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(text, list(known), n=1)
+    allowed = list(known)
+    # A name without its unit or its last word (`ttl`, `rpm`) is too short for difflib.
+    begun = [word for word in allowed if text and word.startswith(f"{text}_")]
+    close = begun or difflib.get_close_matches(text, allowed, n=1)
     return f"; did you mean {close[0]}?" if close else ""
