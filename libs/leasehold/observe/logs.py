@@ -1,8 +1,9 @@
 """Logging: one line an event, key-values, UTC times, to standard error.
 
-Call `configure` once, at the start of a process; every module takes its logger from `get_logger`. Lines of the
-standard library's ``logging`` (grpc, uvicorn, psycopg, warnings) pass through the same processors. Imported
-by every process, so it must stay light.
+Modules take their logger from `get_logger`; a process of ours calls `configure` once, at its start. In a
+user's program, which imports `leasehold.client` and never calls it, events go to the standard library's
+``logging``, as those of any library do. After `configure`, lines of ``logging`` (grpc, uvicorn, psycopg,
+warnings) pass through the same processors as ours. Imported by every process, so it must stay light.
 """
 
 import logging
@@ -25,20 +26,27 @@ finally:
         del sys.modules["rich"]
 
 LogFormat = Literal["auto", "json", "console"]
+Logger = structlog.typing.FilteringBoundLogger
+EventDict = structlog.typing.EventDict
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 _FOREIGN_LOGGERS: Final = ("uvicorn", "uvicorn.access", "uvicorn.error")
 # A newline or an escape sequence in a value could forge a line, or drive the reader's terminal.
 _CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != ord("\t")}
-
-Logger = structlog.typing.FilteringBoundLogger
-EventDict = structlog.typing.EventDict
+_FIRST_KEYS: Final = ("timestamp", "level", "event")
 
 
 def get_logger(name: str) -> Logger:
     """A logger whose lines carry ``logger=name``. May be made before `configure`, at module level."""
-    logger: Logger = structlog.get_logger(logger_name=name)
+    # Not structlog.get_logger: its set-up is the whole process's, and a user's program may have its own.
+    logger: Logger = structlog.wrap_logger(
+        _sink,
+        processors=_processors,
+        wrapper_class=_BoundLogger,
+        cache_logger_on_first_use=False,
+        logger_name=name,
+    )
     return logger
 
 
@@ -65,32 +73,40 @@ def configure(
     is_json = log_format == "json" or (log_format == "auto" and not is_terminal)
     number = logging.getLevelNamesMapping()[level.upper()]
 
-    def add_service(_: Any, __: str, event: EventDict) -> EventDict:
+    def drop_below_level(_: Any, method: str, event: EventDict) -> EventDict:
+        if structlog.processors.NAME_TO_LEVEL[method] < number:
+            raise structlog.DropEvent
         if service is not None:
             event.setdefault("service", service)
         return event
 
-    structlog.configure(
-        processors=[
-            add_service,
-            _add_logger_and_cause,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info,
-            _redact,
-            *_rendering(is_json=is_json, is_terminal=is_terminal),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=_SinkFactory(output),
-        cache_logger_on_first_use=False,
-    )
-    _route_standard_logging(number)
+    _sink.stream = output
+    _processors[:] = [
+        drop_below_level,
+        _add_logger_and_cause,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        _redact,
+        *_rendering(is_json=is_json, is_terminal=is_terminal),
+    ]
+    _take_over_standard_logging(number)
+
+
+def reset() -> None:
+    """Back to the state before `configure`: events go to the standard library's ``logging``."""
+    _processors[:] = _library_processors()
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, _ThroughStructlog):
+            root.removeHandler(handler)
+    logging.captureWarnings(False)
 
 
 def _rendering(*, is_json: bool, is_terminal: bool) -> list[structlog.typing.Processor]:
     if is_json:
-        return [structlog.processors.JSONRenderer(default=str, ensure_ascii=False)]
+        return [_first_keys_first, structlog.processors.JSONRenderer(default=str, ensure_ascii=False)]
     return [
         _escape_control_characters,
         structlog.dev.ConsoleRenderer(
@@ -130,30 +146,58 @@ def _escape_control_characters(
     return event
 
 
+def _first_keys_first(_: Any, __: str, event: EventDict) -> EventDict:
+    return {**{key: event.pop(key) for key in _FIRST_KEYS if key in event}, **event}
+
+
+def _library_processors() -> list[structlog.typing.Processor]:
+    return [
+        _drop_unless_enabled,
+        _add_logger_and_cause,
+        structlog.processors.format_exc_info,
+        _redact,
+        _to_standard_logging,
+    ]
+
+
+def _drop_unless_enabled(_: Any, method: str, event: EventDict) -> EventDict:
+    if not logging.getLogger(event["logger_name"]).isEnabledFor(structlog.processors.NAME_TO_LEVEL[method]):
+        raise structlog.DropEvent
+    return event
+
+
+def _to_standard_logging(_: Any, method: str, event: EventDict) -> EventDict:
+    logger = logging.getLogger(event.pop("logger"))
+    exception = event.pop("exception", None)
+    text = " ".join([str(event.pop("event", "")), *(f"{key}={value!r}" for key, value in event.items())])
+    logger.log(structlog.processors.NAME_TO_LEVEL[method], "%s", f"{text}\n{exception}" if exception else text)
+    raise structlog.DropEvent
+
+
 class _Sink:
     """Writes whole lines. A log that cannot be written (disk full, reader gone) must not stop the service."""
 
-    def __init__(self, stream: TextIO, lock: threading.Lock) -> None:
-        self._stream = stream
-        self._lock = lock
+    def __init__(self) -> None:
+        self.stream: TextIO | None = None
+        self._lock = threading.Lock()
 
     def msg(self, line: str) -> None:
         try:
             with self._lock:
-                self._stream.write(line + "\n")
-                self._stream.flush()
+                stream = self.stream or sys.stderr
+                stream.write(line + "\n")
+                stream.flush()
         except (OSError, ValueError):
             return
 
-    log = debug = info = warning = warn = error = exception = critical = fatal = failure = err = msg
+    log = debug = info = warning = warn = error = exception = critical = fatal = msg
 
 
-class _SinkFactory:
-    def __init__(self, stream: TextIO) -> None:
-        self._sink = _Sink(stream, threading.Lock())
-
-    def __call__(self, *_: object) -> _Sink:
-        return self._sink
+_sink: Final = _Sink()
+# Emptied and filled by `configure` and `reset`; loggers hold the list itself, so that they follow.
+_processors: Final[list[structlog.typing.Processor]] = _library_processors()
+# Levels are told apart by a processor, since loggers made before `configure` must follow it too.
+_BoundLogger: Final = structlog.make_filtering_bound_logger(logging.NOTSET)
 
 
 class _ThroughStructlog(logging.Handler):
@@ -166,12 +210,10 @@ class _ThroughStructlog(logging.Handler):
             self.handleError(record)
 
 
-def _route_standard_logging(level: int) -> None:
+def _take_over_standard_logging(level: int) -> None:
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        if isinstance(handler, _ThroughStructlog):
-            root.removeHandler(handler)
-    root.addHandler(_ThroughStructlog())
+    if not any(isinstance(handler, _ThroughStructlog) for handler in root.handlers):
+        root.addHandler(_ThroughStructlog())
     root.setLevel(level)
     for name in _FOREIGN_LOGGERS:
         foreign = logging.getLogger(name)

@@ -4,13 +4,15 @@ The work is done once per call, never per message: a streaming handler is run as
 Metrics have the names that go-grpc-prometheus made customary, so that ready-made dashboards show them.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import inspect
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 from leasehold.core import errors
@@ -19,8 +21,9 @@ from leasehold.rpc import errors as rpc_errors
 
 _log = logs.get_logger(__name__)
 
-_Context = grpc.aio.ServicerContext[Any, Any]
-_Handler = grpc.RpcMethodHandler[Any, Any]
+# In quotes, and with lazy annotations: the stubs' generics are plain classes at run time.
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _NAMES_BY_NUMBER: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 

@@ -49,8 +49,8 @@ class Server:
     """One gRPC server with health, reflection and channelz.
 
     ``listen`` takes ``host:port``, ``[ipv6]:port`` and ``unix:path``; port 0 takes any free one, see `bound`.
-    An address that other hosts can reach needs mutual TLS. ``listen_flag`` is how the user sets the addresses; it
-    is named in errors. Reflection and channelz describe the server to whoever asks, so by default
+    An address that other hosts can reach needs mutual TLS. ``listen_flag`` is how the user sets the addresses;
+    it is named in errors. Reflection and channelz describe the server to whoever asks, so by default
     (``is_introspectable=None``) they are offered only where every address is local to this host.
 
     A servicer whose streams are open for long watches `draining` (or `on_drain`) and ends them.
