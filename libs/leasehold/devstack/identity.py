@@ -10,13 +10,18 @@ import dataclasses
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from leasehold.core import errors
 
-_START_TIME_FIELD = 22  # of /proc/PID/stat, counted from 1 (proc(5))
+# Fields of /proc/PID/stat, counted from 1 (proc(5)).
+_STATE_FIELD = 3
+_START_TIME_FIELD = 22
+
+_FREEZE_TIMEOUT_SECONDS = 1.0  # for a running process to notice that it is stopped
 _KILL_TIMEOUT_SECONDS = 5.0  # for the kernel to take down a process after SIGKILL
 
 
@@ -40,13 +45,8 @@ def boot_id() -> str:
 
 def of(pid: int) -> Identity | None:
     """The identity of the process that has this PID now; None if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field is the program's name in parentheses, which may hold spaces and parentheses itself.
-    after_name = stat.rpartition(")")[2].split()
-    return Identity(boot_id(), pid, int(after_name[_START_TIME_FIELD - 3]))
+    stat = _stat(pid)
+    return None if stat is None else Identity(boot_id(), pid, int(stat[_START_TIME_FIELD - _STATE_FIELD]))
 
 
 @contextlib.contextmanager
@@ -92,10 +92,13 @@ def descendants(identity: Identity) -> list[Identity]:
 
 
 def freeze(identity: Identity) -> None:
-    """SIGSTOP a process and its descendants. The root goes first, so that it starts no more of them."""
-    send(identity, signal.SIGSTOP)
+    """SIGSTOP a process and its descendants, and return when they stand still.
+
+    The root goes first, so that it starts no more of them.
+    """
+    _stop_still(identity)
     for child in descendants(identity):
-        send(child, signal.SIGSTOP)
+        _stop_still(child)
 
 
 def thaw(identity: Identity) -> None:
@@ -133,6 +136,23 @@ def end(identity: Identity, stop_signal: signal.Signals, grace_seconds: float) -
     if not wait(identity, grace_seconds):
         kill(identity)
     return True
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state on."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # Before them is the program's name in parentheses, which may hold spaces and parentheses itself.
+    return stat.rpartition(")")[2].split()
+
+
+def _stop_still(identity: Identity) -> None:
+    send(identity, signal.SIGSTOP)
+    deadline = time.monotonic() + _FREEZE_TIMEOUT_SECONDS
+    while (stat := _stat(identity.pid)) is not None and stat[0] in "RSD" and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def _send(pidfd: int, identity: Identity, signal_number: signal.Signals) -> bool:

@@ -28,23 +28,29 @@ class Owner:
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
-        """Take the folder.
+        """Take the folder; it is made if need be.
 
-        Raises `FailedPrecondition` "already running, PID n" (metadata ``pid``) if it is taken.
+        Raises `FailedPrecondition` "already running, PID n" (metadata ``pid``) if it is taken, and if the
+        folder cannot be made or written.
         """
         if self._file is not None:
             raise errors.FailedPrecondition(f"this process owns {self._path.parent} already")
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = self._path.open("a+")  # not inheritable: a child must not keep the folder taken
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = self._path.open("a+")  # not inheritable: a child must not keep the folder taken
+        except OSError as error:
+            raise errors.FailedPrecondition(
+                f"cannot use the data folder {self._path.parent}: {error}"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
             raise _taken(self._path.parent) from error
+        self._file = file
         file.truncate(0)
         json.dump(_as_json(identity.of(os.getpid())), file)
         file.flush()
-        self._file = file
 
     def release(self) -> None:
         """Give the folder up; again is no error."""

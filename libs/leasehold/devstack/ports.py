@@ -12,6 +12,7 @@ from leasehold.core import errors
 HOST = "127.0.0.1"
 _FIRST_PORT = 15000  # below are the well-known ports and the fixed defaults of common servers
 _TRIES = 200
+_USUAL_FIRST_EPHEMERAL_PORT = 32768
 
 _handed_out: set[int] = set()
 _handed_out_lock = threading.Lock()
@@ -35,17 +36,17 @@ def check_free(port: int, flag: str) -> None:
         ) from error
     except OSError as error:
         holder = find_holder(port)
-        who = (
-            "held by a process of another user" if holder is None else f"held by PID {holder[0]} ({holder[1]})"
-        )
-        metadata = {"port": str(port)} | ({} if holder is None else {"pid": str(holder[0])})
+        if holder is None:
+            who, metadata = "a process that this user may not see", {"port": str(port)}
+        else:
+            who, metadata = f"PID {holder[0]} ({holder[1]})", {"port": str(port), "pid": str(holder[0])}
         raise errors.FailedPrecondition(
-            f"port {port} is taken, {who}; choose another with {flag}", field=flag, metadata=metadata
+            f"port {port} is taken, held by {who}; choose another with {flag}", field=flag, metadata=metadata
         ) from error
 
 
 def find_holder(port: int) -> tuple[int, str] | None:
-    """PID and command line of the process that listens on ``port``, else of one that has it bound.
+    """PID and command line of the process that listens on ``port``, else of one that has a connection on it.
 
     None where that may not be seen: an ordinary user sees only its own processes.
     """
@@ -98,4 +99,7 @@ def _bind(port: int) -> socket.socket:
 
 
 def _first_ephemeral_port() -> int:
-    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:  # some sandboxes do not show it
+        return _USUAL_FIRST_EPHEMERAL_PORT

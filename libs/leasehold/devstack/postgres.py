@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 import psycopg
 from leasehold.core import errors
-from leasehold.devstack import identity, ports, postgres_binary, process, records, unprivileged
+from leasehold.devstack import ports, postgres_binary, process, records, unprivileged
 from psycopg import conninfo, sql
 
 READY_TIMEOUT_SECONDS = 60.0  # recovery after a kill replays the log
@@ -185,13 +185,14 @@ class PostgresServer:
         leaves nothing that the next one would take for a cluster.
         """
         began = time.monotonic()
-        draft = self.data_dir / "cluster.new"
-        shutil.rmtree(draft, ignore_errors=True)
+        for old in self.data_dir.glob("new-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        # A name of its own: the initdb of an owner that was just killed may still be at work.
+        draft = self.data_dir / f"new-{secrets.token_hex(4)}"
         _write_private(self._password_path, secrets.token_urlsafe(24))
         os.chown(self._password_path, way.owner_uid, -1)
         process.run_tool(
             [
-                *way.prefix,
                 str(programs / "initdb"),
                 f"--pgdata={draft}",
                 f"--username={USER}",
@@ -200,6 +201,7 @@ class PostgresServer:
                 "--encoding=UTF8",
                 "--locale=C",  # the machine's locales are not known, and the same order everywhere is wanted
             ],
+            prefix=way.prefix,
             timeout_seconds=_INITDB_TIMEOUT_SECONDS,
             cancel=cancel,
             cwd=self.data_dir,
@@ -268,7 +270,7 @@ def _processes_in(cluster_dir: Path) -> list[int]:
     found = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/cwd") == wanted and identity.of(pid) is not None:
+            if os.readlink(f"/proc/{pid}/cwd") == wanted:
                 found.append(pid)
     return found
 

@@ -25,7 +25,6 @@ _GATE = 'read -r go && exec "$@" </dev/null'
 
 _POLL_SECONDS = 0.02
 _LOG_BYTES_MAX = 16 * 2**20
-_TOOL_GRACE_SECONDS = 2.0
 
 
 class Child:
@@ -82,6 +81,8 @@ class Child:
     def start(self) -> None:
         """Start it; raises `FailedPrecondition` if it runs already."""
         self.check_not_running()
+        if self._identity is not None:  # it ended by itself, or by a stranger's hand
+            self._book.remove(self._identity)
         command = [*self._prefix, *_dies_with_owner(self._stop_signal), *self._command]
         with _open_log(self.log_path) as log:
             popen = spawn(
@@ -160,10 +161,11 @@ def run_tool(
     *,
     timeout_seconds: float,
     cancel: threading.Event,
+    prefix: Sequence[str] = (),
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a program to its end and return its output (both streams, one text).
+    """Run a program to its end and return its output (both streams, one text); ``prefix`` as for `Child`.
 
     Raises `Unavailable`, with that output, if it cannot be run, fails, or takes longer than
     ``timeout_seconds``, and `DeadlineExceeded` if ``cancel`` is set. In each case it and its children have
@@ -172,7 +174,7 @@ def run_tool(
     name = Path(command[0]).name
     try:
         popen = spawn(
-            [*_dies_with_owner(signal.SIGTERM), *command],
+            [*prefix, *_dies_with_owner(signal.SIGTERM), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -291,8 +293,9 @@ def _dies_with_owner(stop_signal: signal.Signals) -> tuple[str, ...]:
 
 
 def _end_tool(popen: subprocess.Popen[bytes]) -> None:
+    # Not SIGTERM: it would end a wrapper and leave what it runs. Half-made results are nobody's to see anyway.
     if popen.poll() is None and (started := identity.of(popen.pid)) is not None:
-        identity.end(started, signal.SIGTERM, _TOOL_GRACE_SECONDS)
+        identity.kill(started)
     popen.wait()
     if popen.stdout is not None:
         popen.stdout.close()

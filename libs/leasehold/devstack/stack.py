@@ -86,6 +86,9 @@ class Stack:
             self.book.end_all(LEFTOVER_GRACE_SECONDS, self._announce)
             starts = [*self._prepare_etcd(), *self._prepare_postgres()]
             parallel.run_cancellable(starts)
+        except OSError as error:
+            self.stop()
+            raise errors.FailedPrecondition(f"cannot use the data folder {self.data_dir}: {error}") from error
         except BaseException:
             self.stop()
             raise
@@ -157,6 +160,9 @@ class Stack:
         port = self._flags[flag]
         if port is not None:
             ports.check_free(port, flag)
+            same = [other for other, its_port in self._flags.items() if its_port == port and other != flag]
+            if same:
+                raise errors.InvalidArgument(f"{flag} and {same[0]} are both {port}", field=flag)
         return port
 
 

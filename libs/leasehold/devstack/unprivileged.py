@@ -48,9 +48,14 @@ def choose(program: Path, data_dir: Path, cancel: threading.Event) -> Way:
     failures = []
     for way in ROOTS_WAYS:
         own(data_dir, way.owner_uid)
-        probe = [*way.prefix, "/bin/sh", "-c", 'cd "$1" && : >.probe && rm .probe && exec "$2" --version']
+        probe = ["/bin/sh", "-c", 'cd "$1" && : >.probe && rm .probe && exec "$2" --version']
         try:
-            process.run_tool([*probe, "sh", str(data_dir), str(program)], timeout_seconds=10, cancel=cancel)
+            process.run_tool(
+                [*probe, "sh", str(data_dir), str(program)],
+                prefix=way.prefix,
+                timeout_seconds=10,
+                cancel=cancel,
+            )
         except errors.Unavailable as error:
             failures.append(f"{way.prefix[0]}: {error.message}")
         else:
