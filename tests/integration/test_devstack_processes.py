@@ -134,7 +134,7 @@ def test_a_frozen_family_stands_still_and_goes_on_when_thawed(start_child: Start
     child.thaw()
 
     assert frozen == ["T", "T"]
-    assert [state_of(pid) for pid in pids] == ["S", "S"]
+    assert "T" not in [state_of(pid) for pid in pids]
 
 
 def test_a_frozen_child_is_stopped_in_order(start_child: StartChild) -> None:
@@ -255,5 +255,5 @@ def test_a_tool_that_takes_too_long_or_fails_is_told_with_its_output() -> None:
         process.run_tool(SLEEP, timeout_seconds=0.2, cancel=threading.Event())
     with pytest.raises(errors.Unavailable, match="code 4: no space"):
         process.run_tool(["sh", "-c", "echo no space; exit 4"], timeout_seconds=9, cancel=threading.Event())
-    with pytest.raises(errors.Unavailable, match="cannot run"):
+    with pytest.raises(errors.Unavailable, match="/nonexistent/tool"):
         process.run_tool(["/nonexistent/tool"], timeout_seconds=9, cancel=threading.Event())

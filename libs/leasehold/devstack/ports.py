@@ -46,7 +46,7 @@ def check_free(port: int, flag: str) -> None:
 
 
 def find_holder(port: int) -> tuple[int, str] | None:
-    """PID and command line of the process that listens on ``port``, else of one that has a connection on it.
+    """PID and command line of the process that listens on ``port``, else of one connected on it.
 
     None where that may not be seen: an ordinary user sees only its own processes.
     """
