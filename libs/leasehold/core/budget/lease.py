@@ -1,0 +1,239 @@
+"""The allocator's book of one lease: what its holder may own, and what is stranded when it goes.
+
+Amounts are tuples of micro-units in the order of the budget's dimensions.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from leasehold.core.budget import messages, model, stock
+
+Vector = tuple[int, ...]
+
+#: The allocator waits so much longer than the holder, against a clock that runs slow at the holder.
+TTL_FACTOR = 1.001
+
+STORY_MAX = 50
+
+
+class LeaseState(enum.StrEnum):
+    """Where a lease stands.
+
+    LIVE    -> SUSPECT  its connection broke (or the leader changed): counted in full, not grown
+    SUSPECT -> LIVE     it reported again
+    LIVE, SUSPECT -> GHOST     a newer incarnation of its name joined: counted until it expires
+    any     -> stranded units  released, expired, or certified dead; the lease is gone
+    """
+
+    LIVE = "live"
+    SUSPECT = "suspect"
+    GHOST = "ghost"
+
+
+@dataclass(slots=True)
+class Cooling:
+    """`amount` of dimension number `index` returns at `at` (allocator's clock, seconds)."""
+
+    index: int
+    amount: int
+    at: float
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One outstanding lease."""
+
+    holder: str
+    incarnation: str
+    lease_id: int
+    expires_at: float
+    last_report_at: float
+    caps: Vector
+    #: What counts against the limit: the most the holder can have.
+    bound: Vector
+    #: `bound` as it stands in the book's sums; `Book.count` brings it up to date.
+    counted: Vector = ()
+    state: LeaseState = LeaseState.LIVE
+    session: int | None = None
+    #: It reports holdings. A unary holder that does not is counted in full until it expires.
+    is_tracked: bool = True
+    #: Nothing but an amount from etcd is known of it: no report since this leader took over.
+    is_recovered: bool = False
+    version: int = 1
+    #: (version, caps) of grants that are not acknowledged; caps in force are the last.
+    unacknowledged: list[tuple[int, Vector]] = field(default_factory=list)
+    held: Vector = ()
+    cooling: tuple[Cooling, ...] = ()
+    refundable: Vector = ()
+    #: Per dimension; None: not bounded.
+    largest_cost: tuple[int | None, ...] = ()
+    overdraft: Vector = ()
+    sequence: int = 0
+    target: Vector = ()
+    is_active: bool = False
+    current_load: float = 0.0
+    active_tasks: int = 0
+    demand: dict[str, int] = field(default_factory=dict)
+    waiting_cost: dict[str, int] = field(default_factory=dict)
+    process: messages.ProcessKey | None = None
+    #: Version of the terms that were sent on the present connection; 0: none.
+    terms_version: int = 0
+    last_served: int = 0
+    served_since: float | None = None
+    #: (instant, words, or the caps that were granted), the newest last.
+    story: deque[tuple[float, str | Vector]] = field(default_factory=lambda: deque(maxlen=STORY_MAX))
+
+    def set_caps(self, caps: Vector) -> None:
+        """Grant `caps` in a new version; the bound covers old and new until it is acknowledged."""
+        self.version += 1
+        self.caps = caps
+        self.unacknowledged.append((self.version, caps))
+        self.bound = tuple(map(max, self.bound, caps))
+
+    def acknowledge(self, version: int, held: Vector) -> Vector:
+        """The holder has applied `version` and holds at most `held`; gives the new bound."""
+        if self.unacknowledged:
+            self.unacknowledged = [entry for entry in self.unacknowledged if entry[0] > version]
+        bound = tuple(map(max, held, self.caps))
+        for _, caps in self.unacknowledged:
+            bound = tuple(map(max, bound, caps))
+        self.held = held
+        self.bound = bound
+        return bound
+
+    def share_max(self, index: int) -> int:
+        """Largest share of a dimension that the holder may be pacing by."""
+        share = self.caps[index]
+        for _, caps in self.unacknowledged:
+            share = max(share, caps[index])
+        if self.unacknowledged and self.held:
+            # A shrink that is not acknowledged may not have reached the holder.
+            share = max(share, min(self.held[index], self.bound[index]))
+        return share
+
+
+@dataclass(slots=True)
+class Stranded:
+    """Units of a lease that is gone: they count until `until`."""
+
+    holder: str
+    incarnation: str
+    index: int
+    amount: int
+    until: float
+    #: Cooling from known use, or quarantined because the use is not known.
+    is_quarantine: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StrandRules:
+    """The durations of a budget that decide when units of a lost lease return."""
+
+    dimensions: tuple[model.Dimension, ...]
+    jitter_seconds: float
+    max_call_seconds: float
+    orphan_seconds: float
+    charged_at: model.ChargedAt
+
+    @classmethod
+    def of(cls, spec: model.BudgetSpec) -> "StrandRules":
+        """The rules of a budget."""
+        return cls(
+            dimensions=spec.dimensions,
+            jitter_seconds=spec.arrival_jitter_seconds,
+            max_call_seconds=spec.max_call_seconds,
+            orphan_seconds=spec.orphan_call_seconds,
+            charged_at=spec.charged_at,
+        )
+
+    def lost_seconds(self, index: int, *, is_certified: bool = False) -> float:
+        """How long units of unknown use count after the last instant at which they can have been used."""
+        dimension = self.dimensions[index]
+        call_seconds = self.orphan_seconds if is_certified else self.max_call_seconds
+        if not dimension.is_rate:
+            return call_seconds
+        cool = dimension.window_seconds + self.jitter_seconds
+        return cool if self.charged_at is model.ChargedAt.ARRIVAL else cool + call_seconds
+
+
+def strand_released(
+    lease: Lease, rules: StrandRules, now: float, cooling: Sequence[Cooling], held: Vector
+) -> list[Stranded]:
+    """What a graceful release leaves: known cooling, and calls still in flight."""
+    stranded = [
+        Stranded(lease.holder, lease.incarnation, part.index, part.amount, part.at, False)
+        for part in cooling
+        if part.amount > 0
+    ]
+    for index, amount in enumerate(held):
+        rest = amount - sum(part.amount for part in cooling if part.index == index)
+        if rest > 0:
+            until = now + rules.lost_seconds(index)
+            stranded.append(Stranded(lease.holder, lease.incarnation, index, rest, until, False))
+    return stranded
+
+
+def strand_unknown(
+    lease: Lease, rules: StrandRules, end: float, *, is_certified: bool = False
+) -> list[Stranded]:
+    """Everything the lease may have, as if it had all been used at `end`."""
+    return [
+        Stranded(
+            lease.holder,
+            lease.incarnation,
+            index,
+            amount,
+            end + rules.lost_seconds(index, is_certified=is_certified),
+            True,
+        )
+        for index, amount in enumerate(lease.bound)
+        if amount > 0
+    ]
+
+
+def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: bool) -> list[Stranded]:
+    """What a lease leaves that ended at `end` by expiry, or by a certified death.
+
+    Calls count until `end` + max_call (orphan_seconds if certified). Of a rate, what is known to cool returns
+    when cool; what may have been spent since the last report (at most the pace allows, and no more than was
+    free, has cooled since, or was refundable) is quarantined for window + jitter; the rest returns at once.
+    """
+    if not lease.is_tracked or lease.is_recovered or rules.charged_at is model.ChargedAt.COMPLETION:
+        return strand_unknown(lease, rules, end, is_certified=is_certified)
+    stranded: list[Stranded] = []
+    for index, dimension in enumerate(rules.dimensions):
+        amount = lease.bound[index]
+        if amount <= 0:
+            continue
+        lost_at = end + rules.lost_seconds(index, is_certified=is_certified)
+        if not dimension.is_rate:
+            stranded.append(Stranded(lease.holder, lease.incarnation, index, amount, lost_at, True))
+            continue
+        unknown = _unknown_spend(lease, dimension, index, end)
+        if unknown:
+            stranded.append(Stranded(lease.holder, lease.incarnation, index, unknown, lost_at, True))
+        left = amount - unknown
+        late_first = sorted(
+            (part for part in lease.cooling if part.index == index and part.at > end), key=lambda part: -part.at
+        )
+        for part in late_first:
+            taken = min(part.amount, left)
+            if taken > 0:
+                stranded.append(Stranded(lease.holder, lease.incarnation, index, taken, part.at, False))
+                left -= taken
+    return stranded
+
+
+def _unknown_spend(lease: Lease, dimension: model.Dimension, index: int, end: float) -> int:
+    amount = lease.bound[index]
+    known_cooling = sum(part.amount for part in lease.cooling if part.index == index and part.at > end)
+    refundable = min(lease.refundable[index] if lease.refundable else 0, known_cooling)
+    spendable = min(amount, max(0, amount - known_cooling) + refundable)
+    largest = lease.largest_cost[index] if lease.largest_cost else None
+    if largest is None:
+        return spendable
+    elapsed = end - lease.last_report_at
+    paced = stock.pace_bound(lease.share_max(index), elapsed, dimension.window_seconds) + refundable + largest
+    return min(spendable, paced)

@@ -1,0 +1,611 @@
+"""The lease machine of one budget: events in, effects out.
+
+Every public method but the readers is one event; `finish` ends an event, or a batch of them: it moves shares and
+answers what was asked. Time is an input, seconds on the allocator's CLOCK_MONOTONIC. Units reach a holder only out
+of the pool, and the pool only out of what a holder has acknowledged to have given up, or what the provider can no
+longer count.
+"""
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from leasehold.core import epoch as epochs
+from leasehold.core.budget import book as books
+from leasehold.core.budget import effects, messages, model, rebalance
+from leasehold.core.budget import lease as leases
+from leasehold.core.budget.lease import Lease, LeaseState, Vector
+
+#: An acquire by the unary twin is answered at the latest after so long, with what there is.
+ACQUIRE_WAIT_SECONDS = 1.0
+#: Lease ids of one leader are its election's revision and a counter of so many bits.
+_LEASE_COUNT_BITS = 24
+
+UNKNOWN_PAST = "unknown-past"
+
+
+@dataclass(slots=True)
+class _Answer:
+    held: Lease
+    sequence: int
+    session: int | None
+    token: int | None
+    #: A repeat: told the remaining TTL, never a new one.
+    is_repeat: bool
+
+
+class BudgetMachine:
+    """All leases of one budget."""
+
+    def __init__(
+        self,
+        spec: model.BudgetSpec,
+        version: int,
+        *,
+        epoch: epochs.Epoch,
+        now: float,
+        outbox: list[effects.Effect],
+    ) -> None:
+        self.spec = spec
+        self.version = version
+        self.epoch = epoch
+        self.is_retired = False
+        self.book = books.Book(spec, now)
+        self.rebalancer = rebalance.Rebalancer(rotation=int(now // rebalance.ROTATION_SECONDS))
+        self._out = outbox
+        self._terms = self._make_terms()
+        self._terms_version = 1
+        self._lease_count = 0
+        self._expiry_heap: list[tuple[float, int, Lease]] = []
+        self._expiry_count = 0
+        self._answers: list[_Answer] = []
+        self._waiting_acquires: dict[str, tuple[Lease, int, float]] = {}
+
+    # Definition
+
+    def redefine(self, spec: model.BudgetSpec, version: int, now: float) -> None:
+        """An administrator changed the budget. A limit that falls binds as units return."""
+        self.spec, self.version, self.is_retired = spec, version, False
+        self.book.redefine(spec, now)
+        self._terms = self._make_terms()
+        self._terms_version += 1
+        self._out.append(effects.PutDefinition(spec, version))
+        self._journal(
+            "REDEFINED", amounts={d.name: d.limit for d in spec.dimensions}, cause=f"version {version}"
+        )
+        for held in self.book.leases.values():
+            self._note(held, now, f"budget redefined, version {version}")
+            if held.state is LeaseState.LIVE and held.session is not None:
+                held.set_caps(held.caps)
+                self._push(held)
+        self.rebalancer.must_divide = True
+        self.rebalancer.next_at = now
+
+    def _make_terms(self) -> messages.Terms:
+        spec = self.spec
+        return messages.Terms(
+            dimensions=spec.dimensions,
+            arrival_jitter_seconds=spec.arrival_jitter_seconds,
+            max_call_seconds=spec.max_call_seconds,
+            activity_timeout_seconds=spec.activity_timeout_seconds,
+            safe_ttl_seconds=spec.safe_ttl_seconds,
+            max_tokens_per_request=spec.max_tokens_per_request,
+            charged_at=spec.charged_at,
+        )
+
+    def retire(self, now: float) -> None:
+        """An administrator deleted the budget: every lease ends; used units still cool, and are remembered."""
+        for held in self.book.all_leases():
+            if held.session is not None:
+                self._out.append(
+                    effects.Send(held.session, self._grant(held, end=messages.LeaseEnd.BUDGET_DELETED))
+                )
+            # The holder may not hear of it before its lease runs out.
+            self._lose(held, held.expires_at, now, is_certified=False)
+        self._waiting_acquires.clear()
+        self.is_retired = True
+        self._journal("BUDGET_DELETED")
+        if not self.is_settled:
+            self._out.append(effects.PutDefinition(self.spec, self.version, is_retired=True))
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing is outstanding: a retired budget may be forgotten."""
+        return self.book.is_settled
+
+    # Takeover
+
+    def restore(self, record: effects.Record, now: float) -> None:
+        """A record of the leader before: its TTL, or its cooling, begins anew now."""
+        book = self.book
+        bound = tuple(record.amounts.get(name, 0) for name in book.names)
+        held = Lease(
+            holder=record.holder,
+            incarnation=record.incarnation,
+            lease_id=record.lease_id,
+            expires_at=now + record.ttl_seconds * leases.TTL_FACTOR,
+            last_report_at=now,
+            caps=bound,
+            bound=bound,
+            state=LeaseState.SUSPECT,
+            is_tracked=record.is_tracked,
+            is_recovered=True,
+            held=bound,
+            target=bound,
+            is_active=any(bound),
+            last_served=self.rebalancer.served_count,
+        )
+        if record.is_cooling:
+            book.strand(leases.strand_unknown(held, book.rules, now), now)
+        else:
+            self._restore_lease(held)
+        book.restored(record)
+        self.rebalancer.must_divide = True
+
+    def _restore_lease(self, held: Lease) -> None:
+        rival = self.book.leases.get(held.holder)
+        if rival is not None and rival.lease_id > held.lease_id:
+            self.book.ghost(held)
+        else:
+            if rival is not None:
+                self.book.ghost(rival)
+            self.book.add(held)
+        self._schedule_expiry(held)
+
+    def quarantine_all(self, now: float) -> None:
+        """Nothing is known of what was granted under an earlier etcd: every unit counts as just used."""
+        everything = self.book.target_limits()
+        lost = Lease(UNKNOWN_PAST, UNKNOWN_PAST, 0, now, now, everything, everything)
+        end = now + self.spec.ttl_seconds * leases.TTL_FACTOR
+        self.book.strand(leases.strand_unknown(lost, self.book.rules, end), now)
+        self._journal(
+            "QUARANTINED", amounts=self.book.amounts(everything), cause="a new etcd cluster was accepted"
+        )
+
+    # Holders' events
+
+    def report(
+        self,
+        report: messages.Report,
+        now: float,
+        *,
+        session: int | None = None,
+        token: int | None = None,
+        age_seconds: float = 0.0,
+    ) -> None:
+        """A holder reported; `age_seconds` is how long ago it did, where that is known.
+
+        Raises `InvalidArgument` for a dimension that the budget does not have; nothing is changed then.
+        """
+        self._check_dimensions(report)
+        held = self.book.leases.get(report.holder)
+        if held is None or held.incarnation != report.incarnation:
+            if self._is_superseded(held, report):
+                self._answer_superseded(report, session, token)
+                return
+            held = self._join(report, held, now)
+        elif report.sequence <= held.sequence:
+            if token is not None:
+                self._answers.append(_Answer(held, report.sequence, session, token, is_repeat=True))
+            return
+        elif report.lease_id != held.lease_id:
+            self._rejoin(held, report, now)
+        self._take_report(held, report, now - age_seconds, now, session)
+        self._answers.append(_Answer(held, report.sequence, session, token, is_repeat=False))
+
+    def _check_dimensions(self, report: messages.Report) -> None:
+        for field_name, amounts in (("demand", report.demand), ("waiting_cost", report.waiting_cost)):
+            for name in amounts:
+                if name not in self.book.index:
+                    self.spec.dimension(name, field_name=field_name)
+        for throttled in report.throttles:
+            if throttled.dimension and throttled.dimension not in self.book.index:
+                self.spec.dimension(throttled.dimension, field_name="throttles.dimension")
+
+    def _is_superseded(self, held: Lease | None, report: messages.Report) -> bool:
+        if (report.holder, report.incarnation) in self.book.ghosts:
+            return True
+        return held is not None and (report.is_rejoin or report.lease_id != 0)
+
+    def _answer_superseded(self, report: messages.Report, session: int | None, token: int | None) -> None:
+        grant = messages.Grant(
+            budget=self.spec.name,
+            holder=report.holder,
+            incarnation=report.incarnation,
+            lease_id=report.lease_id,
+            epoch=self.epoch,
+            version=report.grant_version,
+            answered_sequence=report.sequence,
+            end=messages.LeaseEnd.SUPERSEDED,
+            reason="a newer incarnation of this holder has joined",
+        )
+        self._deliver(grant, session, token)
+
+    def _deliver(self, grant: messages.Grant, session: int | None, token: int | None) -> None:
+        if token is not None:
+            self._out.append(effects.Reply(token, grant))
+        elif session is not None:
+            self._out.append(effects.Send(session, grant))
+
+    def _join(self, report: messages.Report, old: Lease | None, now: float) -> Lease:
+        book = self.book
+        if old is not None:
+            book.ghost(old)
+            self._note(old, now, "superseded")
+            self._journal("SUPERSEDED", old, cause=f"by incarnation {report.incarnation}")
+            if old.session is not None:
+                grant = self._grant(old, end=messages.LeaseEnd.SUPERSEDED)
+                self._out.append(effects.Send(old.session, grant))
+        held = Lease(
+            holder=report.holder,
+            incarnation=report.incarnation,
+            lease_id=self._new_lease_id(),
+            expires_at=now + self.spec.ttl_seconds * leases.TTL_FACTOR,
+            last_report_at=now,
+            caps=book.zero,
+            bound=book.zero,
+            held=book.zero,
+            target=book.zero,
+            last_served=self.rebalancer.served_count,
+        )
+        if report.holdings is not None:
+            book.forget_stranded(held.holder, held.incarnation)
+        book.add(held)
+        self._schedule_expiry(held)
+        self.rebalancer.must_divide = True
+        self._note(held, now, "joined")
+        self._journal("JOINED", held)
+        return held
+
+    def _rejoin(self, held: Lease, report: messages.Report, now: float) -> None:
+        """The same incarnation without its lease: what it says it has is the whole truth."""
+        held.lease_id = self._new_lease_id()
+        if report.holdings is None:
+            self.book.strand(leases.strand_unknown(held, self.book.rules, now), now)
+            held.bound = self.book.zero
+        else:
+            self.book.forget_stranded(held.holder, held.incarnation)
+        held.unacknowledged.clear()
+        held.version = 0
+        held.caps = held.held = self.book.zero
+        held.is_recovered = False
+        self.book.count(held)
+        self.rebalancer.must_divide = True
+        self._note(held, now, "joined again")
+        self._journal("REJOINED", held)
+
+    def _new_lease_id(self) -> int:
+        self._lease_count += 1
+        return (self.epoch.revision << _LEASE_COUNT_BITS) + self._lease_count
+
+    def _take_report(
+        self, held: Lease, report: messages.Report, made_at: float, now: float, session: int | None
+    ) -> None:
+        held.sequence = report.sequence
+        if held.session != session:
+            held.session, held.terms_version = session, 0
+        if held.state is LeaseState.SUSPECT:
+            held.state = LeaseState.LIVE
+            self.rebalancer.must_divide = True
+        held.last_report_at = made_at
+        held.expires_at = now + self.spec.ttl_seconds * leases.TTL_FACTOR
+        if held.is_active != report.is_active:
+            held.is_active = report.is_active
+            self.rebalancer.must_divide = True
+            self._note(held, now, "active" if report.is_active else "idle")
+        if held.demand != report.demand or held.waiting_cost != report.waiting_cost:
+            held.demand, held.waiting_cost = dict(report.demand), dict(report.waiting_cost)
+            self.rebalancer.must_divide = True
+        held.current_load, held.active_tasks = report.current_load, report.active_tasks
+        if report.process is not None and report.process != held.process:
+            held.process = report.process
+            self._out.append(effects.WatchProcess(report.process))
+        self._take_holdings(held, report, now)
+        for throttled in report.throttles:
+            self._throttled(held, throttled, now)
+
+    def _take_holdings(self, held: Lease, report: messages.Report, now: float) -> None:
+        book, holdings = self.book, report.holdings
+        was_recovered, held.is_recovered = held.is_recovered, False
+        if was_recovered:
+            # Grants of the leader before are void: the holder had left its connection when it reported.
+            held.unacknowledged.clear()
+        held.version = max(held.version, report.grant_version)
+        held.is_tracked = holdings is not None
+        if holdings is None:
+            self._acknowledge_untracked(held, report.grant_version, now)
+            return
+        owned = self._vector(holdings.held)
+        if was_recovered:
+            # Its caps are not known, so they are said again even if the target is the same.
+            held.caps = owned
+            held.set_caps(owned)
+        held.acknowledge(report.grant_version, owned)
+        book.count(held)
+        held.cooling = self._cooling(holdings, now)
+        held.refundable = self._vector(holdings.refundable)
+        held.overdraft = self._vector(holdings.overdraft_total)
+        held.largest_cost = tuple(holdings.largest_cost.get(name) for name in book.names)
+
+    def _acknowledge_untracked(self, held: Lease, version: int, now: float) -> None:
+        """A holder that does not tell its use has applied `version`: what it gave up counts as just used."""
+        before = held.bound
+        held.acknowledge(version, self.book.zero)
+        held.held = held.bound
+        given_up = tuple(max(0, old - new) for old, new in zip(before, held.bound, strict=True))
+        self.book.count(held)
+        if any(given_up):
+            lost = Lease(held.holder, held.incarnation, held.lease_id, now, now, given_up, given_up)
+            self.book.strand(leases.strand_unknown(lost, self.book.rules, now), now)
+
+    def _cooling(self, holdings: messages.Holdings, now: float) -> tuple[leases.Cooling, ...]:
+        index = self.book.index
+        return tuple(
+            leases.Cooling(index[part.dimension], part.amount, now + part.remaining_seconds)
+            for part in holdings.cooling
+            if part.dimension in index
+        )
+
+    def _vector(self, amounts: Mapping[str, int]) -> Vector:
+        return tuple([amounts.get(name, 0) for name in self.book.names])
+
+    def _throttled(self, held: Lease, throttled: messages.Throttle, now: float) -> None:
+        self._note(held, now, f"provider answered 429, retry after {throttled.retry_after_seconds:g} s")
+        for dimension in self.spec.dimensions:
+            is_meant = throttled.dimension == dimension.name if throttled.dimension else dimension.is_rate
+            if is_meant and self.book.throttles[dimension.name].cut(now, throttled.retry_after_seconds):
+                self.rebalancer.must_divide = True
+                limit = self.book.target_limits()[self.book.index[dimension.name]]
+                self._journal(
+                    "THROTTLED", held, amounts={dimension.name: limit}, cause="the provider answered 429"
+                )
+
+    def acquire(
+        self,
+        *,
+        holder: str,
+        incarnation: str,
+        demand: Mapping[str, int],
+        process: messages.ProcessKey | None,
+        token: int,
+        now: float,
+    ) -> None:
+        """The unary twin asks for a lease; answered when it has something, or after a second."""
+        held = self.book.leases.get(holder)
+        if held is not None and held.incarnation == incarnation:
+            self._answers.append(_Answer(held, max(1, held.sequence), None, token, is_repeat=True))
+            return
+        report = messages.Report(
+            budget=self.spec.name,
+            holder=holder,
+            incarnation=incarnation,
+            sequence=1,
+            is_active=True,
+            demand=demand,
+            process=process,
+        )
+        self._check_dimensions(report)
+        if self._is_superseded(held, report):
+            self._answer_superseded(report, None, token)
+            return
+        held = self._join(report, held, now)
+        self._take_report(held, report, now, now, None)
+        self._waiting_acquires[holder] = (held, token, now + ACQUIRE_WAIT_SECONDS)
+
+    def release(self, release: messages.Release, now: float, *, token: int | None = None) -> None:
+        """A holder gives its lease back. One that has ended already is no error."""
+        book = self.book
+        held = book.leases.get(release.holder)
+        if held is None or held.incarnation != release.incarnation:
+            held = book.ghosts.get((release.holder, release.incarnation))
+        if held is not None and release.lease_id in (0, held.lease_id):
+            book.drop(held)
+            book.strand(self._left_behind(held, release.holdings, now), now)
+            self.rebalancer.must_divide = True
+            self._journal("RELEASED", held)
+        if token is not None:
+            self._out.append(effects.Reply(token, None))
+
+    def _left_behind(
+        self, held: Lease, holdings: messages.Holdings | None, now: float
+    ) -> list[leases.Stranded]:
+        if holdings is None:
+            return leases.strand_unknown(held, self.book.rules, now)
+        cooling = self._cooling(holdings, now)
+        return leases.strand_released(held, self.book.rules, now, cooling, self._vector(holdings.held))
+
+    def session_closed(self, holder: str, session: int, now: float) -> None:
+        """A connection broke: its holder may be alive, and spending."""
+        held = self.book.leases.get(holder)
+        if held is not None and held.session == session:
+            held.session = None
+            held.state = LeaseState.SUSPECT
+            self._note(held, now, "its connection broke")
+            self._journal("SUSPECT", held)
+        for ghost in self.book.ghosts.values():
+            if ghost.session == session:
+                ghost.session = None
+
+    def process_exited(self, process: messages.ProcessKey, now: float) -> None:
+        """A death certificate: that process is gone, and nobody else spends its leases."""
+        for held in self.book.all_leases():
+            if held.process == process:
+                self._lose(held, now, now, is_certified=True)
+                self._journal("DIED", held, cause=f"process {process.pid} exited")
+
+    def _lose(self, held: Lease, end: float, now: float, *, is_certified: bool) -> None:
+        self.book.drop(held)
+        self.book.strand(leases.strand_lost(held, self.book.rules, end, is_certified=is_certified), now)
+        self.rebalancer.must_divide = True
+
+    # Time
+
+    def tick(self, now: float) -> None:
+        """Let time pass: expiries, cooled units, recovery of limits, turns."""
+        self._expire(now)
+        if self.book.next_return() <= now:
+            self.book.release_stranded(now)
+            self.rebalancer.must_divide = True
+        for throttle in self.book.throttles.values():
+            if throttle.recover(now):
+                self.rebalancer.must_divide = True
+        self.rebalancer.tick(now)
+        for holder, (held, token, until) in list(self._waiting_acquires.items()):
+            if not self.book.is_outstanding(held):
+                del self._waiting_acquires[holder]
+                self._out.append(effects.Reply(token, self._grant(held, end=messages.LeaseEnd.EXPIRED)))
+            elif now >= until:
+                del self._waiting_acquires[holder]
+                self._answers.append(_Answer(held, 1, None, token, is_repeat=True))
+
+    def _expire(self, now: float) -> None:
+        while self._expiry_heap and self._expiry_heap[0][0] <= now:
+            _, _, held = heapq.heappop(self._expiry_heap)
+            if not self.book.is_outstanding(held):
+                continue
+            if held.expires_at > now:
+                self._schedule_expiry(held)
+                continue
+            self._lose(held, held.expires_at, now, is_certified=False)
+            self._journal("EXPIRED", held)
+            if held.session is not None:
+                end = (
+                    messages.LeaseEnd.EXPIRED
+                    if held.state is not LeaseState.GHOST
+                    else messages.LeaseEnd.SUPERSEDED
+                )
+                self._out.append(effects.Send(held.session, self._grant(held, end=end)))
+
+    def _schedule_expiry(self, held: Lease) -> None:
+        self._expiry_count += 1
+        heapq.heappush(self._expiry_heap, (held.expires_at, self._expiry_count, held))
+
+    def next_deadline(self) -> float:
+        """Instant at which `tick` and `finish` have something to do."""
+        due = min(self.rebalancer.due_at(self.book), self.book.next_return())
+        if self._expiry_heap:
+            due = min(due, self._expiry_heap[0][0])
+        for throttle in self.book.throttles.values():
+            due = min(due, throttle.next_recovery())
+        for _, _, until in self._waiting_acquires.values():
+            due = min(due, until)
+        return due
+
+    # The end of a batch of events
+
+    def finish(self, now: float) -> None:
+        """Move shares, answer, and bring etcd's records in line. Call it once after the events of a batch."""
+        answering = {id(answer.held) for answer in self._answers}
+        if self.rebalancer.is_due(self.book, now):
+            for held in self.rebalancer.run(self.book, now):
+                self._note_shares(held, now)
+                if id(held) not in answering:
+                    self._push(held)
+        self._answer_acquires(now)
+        answers, self._answers = self._answers, []
+        for answer in answers:
+            if not self.book.is_outstanding(answer.held):
+                continue
+            if not answer.is_repeat and self.rebalancer.settle(self.book, answer.held):
+                self._note_shares(answer.held, now)
+            self._answer(answer, now)
+        self._out.extend(self.book.take_record_effects())
+        if self.is_retired and self.is_settled:
+            self._out.append(effects.DeleteDefinition(self.spec.name))
+
+    def _answer_acquires(self, now: float) -> None:
+        for holder, (held, token, until) in list(self._waiting_acquires.items()):
+            self.rebalancer.settle(self.book, held)
+            if held.caps == held.target and any(held.caps):
+                del self._waiting_acquires[holder]
+                self._answers.append(_Answer(held, 1, None, token, is_repeat=now > until))
+
+    def _answer(self, answer: _Answer, now: float) -> None:
+        held = answer.held
+        ttl_seconds = self.spec.ttl_seconds
+        if answer.is_repeat:
+            ttl_seconds = max(0.0, (held.expires_at - now) / leases.TTL_FACTOR)
+        grant = self._grant(held, answered_sequence=answer.sequence, ttl_seconds=ttl_seconds)
+        self._deliver(grant, answer.session, answer.token)
+
+    def _push(self, held: Lease) -> None:
+        if held.session is not None:
+            self._out.append(effects.Send(held.session, self._grant(held)))
+
+    def _grant(
+        self,
+        held: Lease,
+        *,
+        answered_sequence: int = 0,
+        ttl_seconds: float = 0.0,
+        end: messages.LeaseEnd | None = None,
+    ) -> messages.Grant:
+        terms = None
+        if end is None and held.terms_version != self._terms_version:
+            held.terms_version = self._terms_version
+            terms = self._terms_for(held.holder)
+        return messages.Grant(
+            budget=self.spec.name,
+            holder=held.holder,
+            incarnation=held.incarnation,
+            lease_id=held.lease_id,
+            epoch=self.epoch,
+            version=held.version,
+            answered_sequence=answered_sequence,
+            ttl_seconds=ttl_seconds,
+            refresh_seconds=self.spec.refresh_seconds,
+            amounts=dict(zip(self.book.names, held.caps, strict=True)),
+            terms=terms,
+            end=end,
+            total_workers=len(self.book.leases),
+            active_workers=self.rebalancer.active_count,
+        )
+
+    def _terms_for(self, holder: str) -> messages.Terms:
+        safe = self.spec.holder_class(holder).safe_capacity
+        if not safe:
+            return self._terms
+        return messages.Terms(
+            dimensions=self._terms.dimensions,
+            arrival_jitter_seconds=self._terms.arrival_jitter_seconds,
+            max_call_seconds=self._terms.max_call_seconds,
+            activity_timeout_seconds=self._terms.activity_timeout_seconds,
+            safe_ttl_seconds=self._terms.safe_ttl_seconds,
+            max_tokens_per_request=self._terms.max_tokens_per_request,
+            charged_at=self._terms.charged_at,
+            safe_capacity=safe,
+        )
+
+    # What is remembered
+
+    def _note(self, held: Lease, now: float, line: str) -> None:
+        held.story.append((now, line))
+
+    def _note_shares(self, held: Lease, now: float) -> None:
+        held.story.append((now, held.caps))
+        self._journal("GRANTED", held, amounts=self.book.amounts(held.caps))
+
+    def _journal(
+        self,
+        event: str,
+        held: Lease | None = None,
+        *,
+        amounts: Mapping[str, int] | None = None,
+        cause: str = "",
+    ) -> None:
+        if held is None:
+            self._out.append(
+                effects.Journal(budget=self.spec.name, event=event, amounts=amounts or {}, cause=cause)
+            )
+            return
+        self._out.append(
+            effects.Journal(
+                budget=self.spec.name,
+                event=event,
+                holder=held.holder,
+                incarnation=held.incarnation,
+                lease_id=held.lease_id,
+                amounts=self.book.amounts(held.caps) if amounts is None else amounts,
+                cause=cause,
+            )
+        )
