@@ -6,6 +6,7 @@ where a delay helps, and a ``BadRequest`` where a field is at fault. `from_rpc_e
 that a caller catches ``errors.NotLeader`` whichever side of a connection it stands on.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Final, Protocol, cast
 
 import grpc
 from google.protobuf import duration_pb2
+from google.protobuf import message as protobuf_message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 from leasehold.core import errors
@@ -26,6 +28,7 @@ CODES: Final[Mapping[type[errors.LeaseholdError], grpc.StatusCode]] = {
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StaleEpoch: grpc.StatusCode.ABORTED,
+    errors.VersionConflict: grpc.StatusCode.ABORTED,
     # Not ABORTED: that invites a retry, and a superseded holder must not come back by itself.
     errors.Superseded: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -54,11 +57,12 @@ _WITHOUT_REASON: Final[Mapping[grpc.StatusCode, type[errors.LeaseholdError]]] = 
 }
 
 # A status travels in HTTP/2 trailers, and peers drop a call whose headers pass 8 to 16 KiB. The message is
-# there twice (grpc-message, and inside the details), percent-encoded once.
-_MESSAGE_CHARACTERS_MAX: Final = 1_000
+# there up to three times: in grpc-message, percent-encoded, and inside the details.
+_MESSAGE_BYTES_MAX: Final = 1_000
 _METADATA_ENTRIES_MAX: Final = 16
-_METADATA_CHARACTERS_MAX: Final = 128
+_METADATA_BYTES_MAX: Final = 128
 _RETRY_SECONDS_MAX: Final = 86_400.0
+_CUT: Final = "…".encode()
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 
@@ -70,11 +74,9 @@ def code_of(error: errors.LeaseholdError) -> grpc.StatusCode:
 
 def to_proto(error: errors.LeaseholdError) -> status_pb2.Status:
     """The ``google.rpc.Status`` of an error. Message and metadata are cut to what trailers can carry."""
-    status = status_pb2.Status(
-        code=code_of(error).value[0], message=_clean(error.message, _MESSAGE_CHARACTERS_MAX)
-    )
+    status = status_pb2.Status(code=code_of(error).value[0], message=_clean(error.message, _MESSAGE_BYTES_MAX))
     metadata = {
-        _clean(key, _METADATA_CHARACTERS_MAX): _clean(value, _METADATA_CHARACTERS_MAX)
+        _clean(key, _METADATA_BYTES_MAX): _clean(value, _METADATA_BYTES_MAX)
         for key, value in list(error.metadata.items())[:_METADATA_ENTRIES_MAX]
     }
     status.details.add().Pack(
@@ -87,7 +89,7 @@ def to_proto(error: errors.LeaseholdError) -> status_pb2.Status:
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_clean(error.field, _METADATA_CHARACTERS_MAX), description=status.message, reason=error.reason
+            field=_clean(error.field, _METADATA_BYTES_MAX), description=status.message, reason=error.reason
         )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     return status
@@ -112,7 +114,9 @@ def from_proto(status: status_pb2.Status) -> errors.LeaseholdError:
     )
     for detail in status.details:
         for known in (info, retry, bad_request):
-            if detail.Is(known.DESCRIPTOR):
+            with contextlib.suppress(
+                protobuf_message.DecodeError
+            ):  # a damaged detail must not break the client
                 detail.Unpack(known)
     kind = _class_of_code(_status_code(status.code))
     metadata: dict[str, str] = {}
@@ -160,7 +164,7 @@ def from_rpc_error(error: grpc.RpcError) -> errors.LeaseholdError:
 def _parse(serialized: bytes) -> status_pb2.Status | None:
     try:
         return status_pb2.Status.FromString(serialized)
-    except Exception:  # noqa: BLE001  protobuf's backends raise different types; foreign bytes must not break a client
+    except protobuf_message.DecodeError:
         return None
 
 
@@ -219,7 +223,9 @@ def _status_code(number: int) -> grpc.StatusCode:
     return _status_codes().get(number, grpc.StatusCode.UNKNOWN)
 
 
-def _clean(text: str, characters_max: int) -> str:
+def _clean(text: str, bytes_max: int) -> str:
     # Lone surrogates (from undecodable file names) cannot be put in a protobuf string.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text if len(text) <= characters_max else text[: characters_max - 1] + "…"
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= bytes_max:
+        return encoded.decode("utf-8")
+    return encoded[: bytes_max - len(_CUT)].decode("utf-8", "ignore") + _CUT.decode("utf-8")
