@@ -117,30 +117,30 @@ class GrpcEtcd(port.EtcdPort):
         return codec.txn_result(then if response.succeeded else otherwise, response)
 
     async def grant_lease(self, ttl_seconds: int) -> port.Lease:
-        """See `EtcdPort`. Tried again as reads are: a lease nobody knows of ends by itself."""
+        """See `EtcdPort`. May be tried again: a lease nobody knows of ends by itself."""
         if ttl_seconds < 1:
             raise errors.InvalidArgument("a lease's TTL is at least 1 second", field="ttl_seconds")
         request = rpc_pb2.LeaseGrantRequest(TTL=ttl_seconds)
-        response = await self._calls.read(lambda endpoint: endpoint.lease.LeaseGrant, request)
+        response = await self._calls.repeatable(lambda endpoint: endpoint.lease.LeaseGrant, request)
         return port.Lease(response.ID, response.TTL)
 
     async def keep_alive(self, lease_id: int) -> int:
         """See `EtcdPort`."""
         request = rpc_pb2.LeaseKeepAliveRequest(ID=lease_id)
-        response = await self._calls.read(lambda endpoint: endpoint.keep_alive, request)
+        response = await self._calls.repeatable(lambda endpoint: endpoint.keep_alive, request)
         return _seconds_left(lease_id, response.TTL)
 
     async def time_to_live(self, lease_id: int) -> int:
         """See `EtcdPort`."""
         request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id)
-        response = await self._calls.read(lambda endpoint: endpoint.lease.LeaseTimeToLive, request)
+        response = await self._calls.repeatable(lambda endpoint: endpoint.lease.LeaseTimeToLive, request)
         return _seconds_left(lease_id, response.TTL)
 
     async def revoke_lease(self, lease_id: int) -> None:
         """See `EtcdPort`."""
         request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
         try:
-            await self._calls.read(lambda endpoint: endpoint.lease.LeaseRevoke, request)
+            await self._calls.repeatable(lambda endpoint: endpoint.lease.LeaseRevoke, request)
         except errors.NotFound:
             return
 

@@ -57,7 +57,10 @@ Method = Callable[[Endpoint], grpc.aio.UnaryUnaryMultiCallable[Request, Answer]]
 
 
 class Calls:
-    """The endpoints, the one in use, and what every call to them has in common."""
+    """The endpoints, the one in use, and what every call to them has in common.
+
+    Every answer is checked to come from the cluster that answered first.
+    """
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class Calls:
         self._logging_in = asyncio.Lock()
         self._token: Token = ()
         self._closed = False
+        self._revision = 0  # the highest that a linearizable answer told
         self.cluster_id = 0  # 0 until the first answer
 
     @property
@@ -88,13 +92,23 @@ class Calls:
         """The endpoint that calls go to first."""
         return self._endpoints[self._current]
 
-    async def read(self, method: Method[Request, Answer], request: Request) -> Answer:
-        """Makes a call that may be repeated: on another endpoint, until the call timeout."""
+    async def repeatable(self, method: Method[Request, Answer], request: Request) -> Answer:
+        """Makes a call that does no harm when repeated: on another endpoint, until the call timeout."""
         return await self._call(method, request, is_write=False)
 
+    async def read(self, method: Method[Request, Answer], request: Request) -> Answer:
+        """The same, of a linearizable read of keys: its answer may not go back in time."""
+        floor = self._revision
+        answer = await self._call(method, request, is_write=False)
+        self.check_revision(answer.header.revision, floor)
+        return answer
+
     async def write(self, method: Method[Request, Answer], request: Request) -> Answer:
-        """Makes a call that is repeated only where it certainly did not happen."""
-        return await self._call(method, request, is_write=True)
+        """Makes a call that changes keys; it is repeated only where it certainly did not happen."""
+        floor = self._revision
+        answer = await self._call(method, request, is_write=True)
+        self.check_revision(answer.header.revision, floor)
+        return answer
 
     async def _call(
         self, method: Method[Request, Answer], request: Request, *, is_write: bool, is_anonymous: bool = False
@@ -186,6 +200,19 @@ class Calls:
     def token(self) -> Token:
         """What tells etcd the user; empty before `log_in` and where there is no login."""
         return self._token
+
+    def check_revision(self, revision: int, floor: int) -> None:
+        """Raises `ForeignEtcdCluster` if a revision is below one known before it was asked for.
+
+        A cluster wiped and started with the same ``--initial-cluster-token`` has the same id again; only its
+        revisions tell.
+        """
+        if revision < floor:
+            raise errors.ForeignEtcdCluster(
+                f"etcd's revision went back from {floor} to {revision}: its data was wiped or restored",
+                metadata={"expected": f"{floor}", "found": f"{revision}"},
+            )
+        self._revision = max(self._revision, revision)
 
     async def log_in(self, stale: Token) -> None:
         """Gets a token to take the place of ``stale``, unless another call has replaced that already."""

@@ -8,6 +8,7 @@ Every call lets other tasks run once before it takes effect, so that calls inter
 """
 
 import asyncio
+import collections
 import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeVar
@@ -99,9 +100,11 @@ class MemoryCluster:
         return self._changed
 
     def announce(self) -> None:
-        """Sets `next_change`."""
+        """Delivers changes to watches and sets `next_change`."""
         waiting, self._changed = self._changed, asyncio.Event()
         waiting.set()
+        for client in self._clients:
+            client.pull()
         self._arm_expiry()
 
     def _arm_expiry(self) -> None:
@@ -131,6 +134,31 @@ class MemoryCluster:
             await asyncio.wait([expiry])
 
 
+class _Watcher:
+    """One watch: where it stands, and the events that were delivered but not taken yet."""
+
+    def __init__(self, prefix: str, start_revision: int | None) -> None:
+        self.pending: collections.deque[port.WatchEvent] = collections.deque()
+        self._prefix = prefix
+        self._next_revision = start_revision  # None: list first
+
+    def check(self, store: memory_store.Store) -> None:
+        """Raises `ForeignEtcdCluster` where the watch has seen more than the store ever held."""
+        if self._next_revision is not None and self._next_revision > store.revision + 1:
+            raise errors.ForeignEtcdCluster(
+                f"etcd's revision went back from {self._next_revision - 1} to {store.revision}"
+            )
+
+    def pull(self, store: memory_store.Store) -> None:
+        """Takes over all that is new."""
+        if self._next_revision is None or self._next_revision <= store.compacted_revision:
+            listing = store.listing(self._prefix, None)
+            self.pending.append(port.Reset(listing))
+        else:
+            self.pending.extend(store.events(self._prefix, self._next_revision))
+        self._next_revision = max(self._next_revision or 0, store.revision + 1)
+
+
 class MemoryEtcd(port.EtcdPort):
     """One client of a `MemoryCluster`. Faults here hit this client alone."""
 
@@ -140,6 +168,7 @@ class MemoryEtcd(port.EtcdPort):
         self._away = False
         self._closed = False
         self._lost_replies: list[bool] = []
+        self._watchers: set[_Watcher] = set()
 
     def go_away(self) -> None:
         """Cuts this client off: its calls fail at once, its watches fall silent; others are not touched."""
@@ -260,22 +289,27 @@ class MemoryEtcd(port.EtcdPort):
         self, prefix: str, start_revision: int | None = None
     ) -> AsyncGenerator[port.WatchEvent, None]:
         """See `EtcdPort`."""
-        next_revision = start_revision
-        while True:
-            changed = self.cluster.next_change()  # taken first: what happens from here on sets it
-            self._require_open()
-            if self._is_reachable():
-                self._pin()
-                store = self.cluster.store()
-                if next_revision is None or next_revision <= store.compacted_revision:
-                    listing = store.listing(prefix, None)
-                    next_revision = listing.revision + 1
-                    yield port.Reset(listing)
-                events = store.events(prefix, next_revision)
-                next_revision = max(next_revision, store.revision + 1)
-                for event in events:
-                    yield event
-            await changed.wait()
+        watcher = _Watcher(prefix, start_revision)
+        self._watchers.add(watcher)
+        try:
+            while True:
+                changed = self.cluster.next_change()  # taken first: what happens from here on sets it
+                self._require_open()
+                if self._is_reachable():
+                    self._pin()
+                    watcher.check(self.cluster.store())
+                    watcher.pull(self.cluster.store())
+                while watcher.pending:
+                    yield watcher.pending.popleft()
+                await changed.wait()
+        finally:
+            self._watchers.discard(watcher)
+
+    def pull(self) -> None:
+        """Delivers what is new to the watches of this client, as a server would push it."""
+        if self._is_reachable() and self._pinned_id == self.cluster.id:
+            for watcher in self._watchers:
+                watcher.pull(self.cluster.store())
 
 
 def connect(clock: clocks.Clock | None = None) -> MemoryEtcd:

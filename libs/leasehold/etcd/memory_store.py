@@ -102,7 +102,7 @@ class Store:
                 f"a transaction has at most {self._txn_ops_max} compares or operations", field="then"
             )
         for compare in compares:
-            _require_key(compare.key)
+            _check_compare(compare)
         _check_ops(then)
         _check_ops(otherwise)
         succeeded = all(self._holds(compare) for compare in compares)
@@ -242,6 +242,12 @@ def _under(prefix: str, records: dict[str, port.KeyValue]) -> tuple[port.KeyValu
 def _require_key(key: str) -> None:
     if not key:
         raise errors.InvalidArgument("a key has at least one character", field="key")
+
+
+def _check_compare(compare: port.Compare) -> None:
+    _require_key(compare.key)
+    if isinstance(compare.expected, bytes) is not (compare.target is port.CompareTarget.VALUE):
+        raise errors.InvalidArgument(f"a value is bytes, all else a number: {compare}", field="compares")
 
 
 def _check_ops(ops: Iterable[port.Op]) -> None:

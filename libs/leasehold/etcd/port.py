@@ -10,7 +10,8 @@ Errors, of every method:
   Writes of unknown outcome are never repeated by an adapter, nor reported as `DeadlineExceeded`.
 - `DeadlineExceeded`: a call that changes nothing was not answered in time.
 - `ForeignEtcdCluster`: the server that answers is not of the cluster this client first spoke to (its data was
-  wiped, or restored from a backup): its revisions mean nothing here. The client is of no further use.
+  wiped, or restored from a backup; other id, or revisions that went back): its revisions mean nothing here.
+  The client is of no further use.
 - `PermissionDenied`, `InvalidArgument`, `ResourceExhausted`: etcd refused the call and changed nothing.
 """
 
@@ -189,7 +190,11 @@ class EtcdPort(ABC):
 
     @abstractmethod
     async def cluster_id(self) -> int:
-        """The cluster's id, 1..2^64-1: new with every wiped or restored data folder."""
+        """The cluster's id, 1..2^64-1.
+
+        It is made from the members' addresses and ``--initial-cluster-token``, and new where a backup is
+        restored. Whoever wipes a cluster changes it only by choosing another token.
+        """
 
     @abstractmethod
     async def get(self, key: str) -> KeyValue | None:
@@ -247,10 +252,13 @@ class EtcdPort(ABC):
     def watch_prefix(self, prefix: str, start_revision: int | None = None) -> AsyncGenerator[WatchEvent, None]:
         """Every change under ``prefix`` from ``start_revision`` on, in order, none left out and none twice.
 
-        Without ``start_revision`` the first event is a `Reset` with the present listing. The watch outlives
-        disconnects. Where the changes it would need next have been compacted away, it lists anew and yields a
-        `Reset`; changes in between are then not told one by one. It ends only by an error that waiting does
-        not heal. Close it with `aclose()` (or `contextlib.aclosing`).
+        ``start_revision`` is at most one above the present revision, as after `get_prefix`; beyond that the
+        cluster must have been wiped, and `ForeignEtcdCluster` says so. Without it the first event is a `Reset`
+        with the present listing.
+
+        The watch outlives disconnects. Where the changes it would need next have been compacted away, it lists
+        anew and yields a `Reset`; changes in between are then not told one by one. It ends only by an error
+        that waiting does not heal. Close it with `aclose()` (or `contextlib.aclosing`).
         """
 
     @abstractmethod

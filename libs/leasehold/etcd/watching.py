@@ -45,6 +45,11 @@ class _Stream:
     async def open(self) -> None:
         """Asks for the watch and waits for etcd's consent, up to the call timeout."""
         first, end = codec.prefix_range(self._prefix)
+        # etcd would wait in silence for a revision that a wiped cluster reaches in months.
+        newest = await self._calls.read(
+            lambda endpoint: endpoint.kv.Range, rpc_pb2.RangeRequest(key=first, range_end=end, limit=1)
+        )
+        self._calls.check_revision(newest.header.revision, self.next_revision - 1)
         create = rpc_pb2.WatchCreateRequest(
             key=first,
             range_end=end,
