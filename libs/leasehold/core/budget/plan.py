@@ -7,8 +7,8 @@
      "holders": [{"name": "a", "active": true, "weight": 1, "priority": 0, "demand": {"rpm_limit": 60}}]}
 
 Only `limits` and each holder's `name` are required. Left out: policy `active_share`, 4 expected workers,
-scaling on, nothing dealt in whole units; a holder is active, of weight 1 and priority 0, and takes as much as it
-can get. `integer` may name dimensions that the limits lack.
+scaling on, nothing dealt in whole units; a holder is active, of weight 1 and priority 0, and takes as much as
+it can get. `integer` may name dimensions that the limits lack.
 """
 
 import difflib
@@ -215,7 +215,7 @@ def _did_you_mean(word: str, known: Collection[str]) -> str:
 
 def _shown(text: str) -> str:
     """A key from outside, fit for one line of an error."""
-    line = text.encode("unicode_escape").decode("ascii")
+    line = text.encode("unicode_escape").decode("ascii") or '""'
     return line if len(line) <= 60 else line[:57] + "..."
 
 

@@ -148,7 +148,7 @@ def proportional(total: int, kinds: Sequence[Kind], dimension: int) -> Filling:
             slopes.append(demand - equal)
             lines.equal += equal * count
             lines.slope += (demand - equal) * count
-    if asked <= target or lines.exceeds(target, 0, 1):
+    if not total or asked <= target or lines.exceeds(target, 0, 1):
         return max_min(total, kinds, dimension)
     late.sort(key=lambda entry: (entry[0] << _SLOPE_BITS) // entry[1])
     for joined, (above, slope, kind) in enumerate(late):
