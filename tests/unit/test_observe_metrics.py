@@ -10,9 +10,7 @@ def test_the_text_is_what_prometheus_reads() -> None:
     registry = metrics.Registry()
     registry.counter("leasehold_grants_total", "Grants made.", ["budget"]).labels("openai").add(3)
     registry.gauge("leasehold_holders", "Holders now.").labels().set(2.5)
-    seconds = registry.histogram("leasehold_wait_seconds", "Time waited.", ["budget"], bounds=[0.1, 1]).labels(
-        "a"
-    )
+    waited = registry.histogram("leasehold_wait_seconds", "Time waited.", ["budget"], bounds=[0.1, 1])
     for value in (0.1, 0.5, 0.6, 7.0):
         waited.labels("a").observe(value)
     assert registry.expose() == (
