@@ -254,24 +254,26 @@ def _clear_stale_lock(cluster_dir: Path) -> None:
     too: those of a killed postmaster end by themselves within moments and are waited for, and anyone left is an
     error.
     """
+    lock = cluster_dir / "postmaster.pid"
+    postmaster = lock.read_text().partition("\n")[0] if lock.exists() else ""
     deadline = time.monotonic() + _ORPHANS_TIMEOUT_SECONDS
     while users := _processes_in(cluster_dir):
-        if time.monotonic() >= deadline:
-            pids = ", ".join(map(str, users))
+        if postmaster in users or time.monotonic() >= deadline:
             raise errors.FailedPrecondition(
-                f"another PostgreSQL runs on {cluster_dir}, PID {pids}", metadata={"pid": str(users[0])}
+                f"another PostgreSQL runs on {cluster_dir}, PID {', '.join(users)}", metadata={"pid": users[0]}
             )
         time.sleep(0.02)
-    (cluster_dir / "postmaster.pid").unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
 
 
-def _processes_in(cluster_dir: Path) -> list[int]:
+def _processes_in(cluster_dir: Path) -> list[str]:
+    """PIDs, in ascending order, of the processes whose working folder this is, so far as may be seen."""
     wanted = os.path.realpath(cluster_dir)
     found = []
-    for pid in psutil.pids():
+    for pid in sorted(psutil.pids()):
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/{pid}/cwd") == wanted:
-                found.append(pid)
+                found.append(str(pid))
     return found
 
 
