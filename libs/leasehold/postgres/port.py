@@ -29,6 +29,7 @@ GAP = "GAP"
 
 _EVENT = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 _UNSIGNED_64_BITS = 2**64
+_AMOUNT_NAME_LENGTH_MAX = 63
 _NO_AMOUNTS: Mapping[str, float] = MappingProxyType({})
 
 Item = TypeVar("Item")
@@ -79,7 +80,7 @@ class LedgerEntry:
     incarnation: str = ""
     #: 0 to 2**64 - 1; 0: no lease.
     lease_id: int = 0
-    #: Units (not micro-units) by dimension.
+    #: Units (not micro-units) by dimension; for a GAP `entries_lost`.
     amounts: Mapping[str, float] = field(default_factory=lambda: _NO_AMOUNTS)
     #: For people; cut at 1000 characters.
     cause: str = ""
@@ -98,6 +99,8 @@ class LedgerEntry:
         if not 0 <= self.lease_id < _UNSIGNED_64_BITS:
             raise errors.InvalidArgument("lease_id: is not in 0 to 2**64 - 1", field="lease_id")
         for name, units in self.amounts.items():
+            if not (len(name) <= _AMOUNT_NAME_LENGTH_MAX and name.isascii() and name.isidentifier()):
+                raise errors.InvalidArgument(f"amounts: {name[:60]!a} is not a name", field="amounts")
             if not math.isfinite(units):
                 raise errors.InvalidArgument(
                     f"amounts.{name}: {units} is not a finite number", field=f"amounts.{name}"
