@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from leasehold.core import errors
 
 STOP_SECONDS = 5.0
 
@@ -33,6 +35,17 @@ def stop_event(lifeline_fd: int | None) -> asyncio.Event:
 
         loop.add_reader(lifeline_fd, on_end)
     return stop
+
+
+async def run_until_stopped(work: Coroutine[Any, Any, None], lifeline_fd: int | None) -> None:
+    """For a child: runs `work` until it is done, or cancels it when the child is to stop."""
+    stopping = asyncio.create_task(stop_event(lifeline_fd).wait())
+    working = asyncio.create_task(work)
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    working.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
 
 
 class Children:
@@ -81,36 +94,35 @@ class Children:
         """Where the standard output and error of a child go."""
         return self._folder / f"{name}.out"
 
-    def ended_unasked(self) -> dict[str, int]:
-        """Exit codes of the children that have ended; one that was ended on purpose is `forget`-ed first."""
-        codes = {name: process.poll() for name, process in self._processes.items()}
-        return {name: code for name, code in codes.items() if code is not None}
+    def check_running(self) -> None:
+        """Raises `Unavailable`, with the end of its output, if a child has ended that nobody asked to end."""
+        for name, process in self._processes.items():
+            code = process.poll()
+            if code is not None:
+                output = self.output_path(name).read_text(errors="replace").strip()
+                raise errors.Unavailable(f"{name} ended by itself with code {code}: {output[-2000:]}")
 
     def kill(self, name: str) -> int:
         """Sends SIGKILL and waits for the end; returns the instant before, CLOCK_MONOTONIC nanoseconds."""
-        process = self._processes.pop(name)
         at_ns = time.monotonic_ns()
-        process.kill()
-        process.wait()
+        self._processes[name].kill()
+        self._processes.pop(name).wait()
         return at_ns
 
-    def stop(self, names: Sequence[str] | None = None) -> dict[str, int]:
-        """Ends the named children (default all) together: SIGTERM, and SIGKILL to what outlives 5 s.
-
-        Returns their exit codes.
-        """
-        chosen = {name: self._processes.pop(name) for name in names or list(self._processes)}
-        for process in chosen.values():
-            # A child that has ended and been reaped gets no signal from Popen.
-            process.terminate()
+    def stop(self, names: Sequence[str] | None = None) -> None:
+        """Ends the named children (default all) together: SIGTERM, and SIGKILL to what outlives 5 s."""
+        chosen = list(self._processes) if names is None else names
+        for name in chosen:
+            # Popen sends nothing to a child that has ended and been reaped.
+            self._processes[name].terminate()
         deadline_seconds = time.monotonic() + STOP_SECONDS
-        for process in chosen.values():
+        for name in chosen:
             try:
-                process.wait(max(0.0, deadline_seconds - time.monotonic()))
+                self._processes[name].wait(max(0.0, deadline_seconds - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        return {name: process.returncode for name, process in chosen.items()}
+                self._processes[name].kill()
+                self._processes[name].wait()
+            del self._processes[name]
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +133,9 @@ class Children:
         try:
             self.stop()
         finally:
-            for fd in (self._lifeline_read_fd, self._lifeline_write_fd):
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+            # Only if `stop` was interrupted is anyone left.
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
+            os.close(self._lifeline_read_fd)
+            os.close(self._lifeline_write_fd)

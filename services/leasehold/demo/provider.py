@@ -228,8 +228,8 @@ async def _serve(options: argparse.Namespace) -> None:
         first_token_seconds=options.first_token_seconds, seconds_per_token=options.seconds_per_token
     )
     with journal.Journal(options.log) as log, socket.create_server((options.host, options.port)) as listener:
-        # Inherited by accepted connections. asyncio sets it only on sockets made with an explicit protocol; without
-        # it each answer waits 40 ms for a delayed acknowledgement.
+        # Accepted connections inherit it. asyncio sets it only on sockets made with an explicit protocol, and
+        # without it each answer waits 40 ms for a delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         address = "http://{}:{}".format(*listener.getsockname())
         server = _Server(
