@@ -18,6 +18,7 @@ from leasehold.devstack import etcd_binary, ports, process, records
 
 READY_TIMEOUT_SECONDS = 30.0
 STOP_GRACE_SECONDS = 10.0
+_MINORITY_GRACE_SECONDS = 0.5
 
 # With the defaults (100 ms, 1000 ms) a lease of 1 s is granted as 2 s: etcd's floor is 1.5 election timeouts,
 # rounded up. On loopback 20 ms beats are kept even by a busy machine.
@@ -254,10 +255,13 @@ class EtcdCluster:
 
     def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
         """Stop all members; ``grace_seconds`` are for each."""
-        # One after the other: a leader hands over before it goes, and told to stop together with those that it
-        # would hand over to it waits for them for 5 s.
-        for member in self.members:
-            member.stop(grace_seconds)
+        # One after the other: a leader hands over before it goes, and if those that it would hand over to are
+        # told to stop at the same time, it waits for them for 5 s. What is left when the quorum has gone may
+        # wait for them just so; it can commit nothing any more, and is killed soon.
+        quorum = len(self.members) // 2 + 1
+        running = [member for member in self.members if member.is_running]
+        for left, member in zip(range(len(running), 0, -1), running, strict=True):
+            member.stop(grace_seconds if left >= quorum else min(grace_seconds, _MINORITY_GRACE_SECONDS))
 
     def __enter__(self) -> Self:
         self.start()
