@@ -74,6 +74,11 @@ class Allocator:
         self.budget(name).retire(now)
         self._touched.add(name)
 
+    def quarantine(self, name: str, now: float) -> None:
+        """What an earlier etcd had granted of this budget is not known: everything counts as just used."""
+        self.budget(name).quarantine_all(now)
+        self._touched.add(name)
+
     def budget(self, name: str) -> machine.BudgetMachine:
         """The budget of that name; raises `NotFound`."""
         budget = self.budgets.get(name)

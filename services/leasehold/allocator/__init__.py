@@ -1,0 +1,1 @@
+"""The allocator: replicas elect a leader, which leases budgets over gRPC."""

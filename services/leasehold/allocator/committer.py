@@ -1,0 +1,135 @@
+"""Group commit: what the machines want written and said, in the order that makes it safe.
+
+Effects gather while a transaction is on its way. Then, over and over: (1) take all that gathered; (2) write its
+records in transactions that compare the epoch, and that start now, after every event behind those effects;
+(3) only when all are committed, send its messages. A batch whose outcome is unknown is written again, which
+its absolute values make harmless; meanwhile nothing is said.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from leasehold.allocator import records
+from leasehold.core import epoch as epochs
+from leasehold.core import errors
+from leasehold.core.budget import effects
+from leasehold.etcd import port as etcd_port
+from leasehold.observe import logs
+
+RETRY_SECONDS = 0.1
+#: While etcd is away, messages beyond so many are forgotten, the oldest first: holders ask again.
+MESSAGES_MAX = 50_000
+
+_log = logs.get_logger(__name__)
+
+Message = effects.Send | effects.Reply
+
+
+class Committer:
+    """Writes one reign's records and releases its messages."""
+
+    def __init__(
+        self,
+        etcd: etcd_port.EtcdPort,
+        keys: records.Keys,
+        epoch: epochs.Epoch,
+        *,
+        deliver: Callable[[Sequence[Message]], None],
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._compare = etcd_port.Compare.value(keys.epoch, epoch.encode().encode())
+        self._deliver = deliver
+        self._writes: dict[str, etcd_port.Op] = {}
+        self._messages: list[Message] = []
+        self._barriers: list[asyncio.Future[None]] = []
+        self._filled = asyncio.Event()
+        self.is_etcd_away = False
+        self.commits = 0
+
+    def add(self, batch: Sequence[effects.Effect]) -> None:
+        """Take effects; journal lines and process watches are not the committer's."""
+        for effect in batch:
+            match effect:
+                case effects.Send() | effects.Reply():
+                    self._messages.append(effect)
+                case effects.PutRecord(record):
+                    key = self._keys.lease(record.key)
+                    self._writes[key] = etcd_port.Put(key, records.encode_record(record))
+                case effects.DeleteRecord(key=record_key):
+                    key = self._keys.lease(record_key)
+                    self._writes[key] = etcd_port.Delete(key)
+                case effects.PutDefinition():
+                    key = self._keys.budget(effect.spec.name)
+                    self._writes[key] = etcd_port.Put(key, records.encode_definition(effect))
+                case effects.DeleteDefinition(budget):
+                    key = self._keys.budget(budget)
+                    self._writes[key] = etcd_port.Delete(key)
+                case _:
+                    continue
+        if len(self._messages) > MESSAGES_MAX:
+            del self._messages[: len(self._messages) - MESSAGES_MAX]
+        if self._messages or self._writes:
+            self._filled.set()
+
+    async def barrier(self) -> None:
+        """Return once all that was added before is committed; raises `StaleEpoch` if the reign ends first."""
+        barrier: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._barriers.append(barrier)
+        self._filled.set()
+        await barrier
+
+    async def run(self) -> None:
+        """Commit until the epoch is not the one in force any more: then raises `StaleEpoch`."""
+        try:
+            while True:
+                await self._filled.wait()
+                self._filled.clear()
+                writes, self._writes = self._writes, {}
+                messages, self._messages = self._messages, []
+                barriers, self._barriers = self._barriers, []
+                try:
+                    await self._commit(list(writes.values()))
+                except BaseException as error:
+                    self._fail(barriers, error)
+                    raise
+                self.commits += 1
+                if messages:
+                    self._deliver(messages)
+                for barrier in barriers:
+                    if not barrier.done():
+                        barrier.set_result(None)
+        except BaseException as error:
+            self._fail(self._barriers, error)
+            raise
+
+    @staticmethod
+    def _fail(barriers: Sequence[asyncio.Future[None]], error: BaseException) -> None:
+        told = error if isinstance(error, errors.LeaseholdError) else errors.StaleEpoch("the reign has ended")
+        for barrier in barriers:
+            if not barrier.done():
+                barrier.set_exception(told)
+
+    async def _commit(self, ops: list[etcd_port.Op]) -> None:
+        if not ops:
+            # etcd answers a transaction without operations from local state, which may be stale: read something.
+            ops = [etcd_port.Get(self._keys.epoch)]
+        for chunk in etcd_port.chunks(ops, self._etcd.txn_ops_max):
+            await self._commit_chunk(chunk)
+
+    async def _commit_chunk(self, ops: Sequence[etcd_port.Op]) -> None:
+        while True:
+            try:
+                result = await self._etcd.txn([self._compare], ops)
+            except (errors.EtcdUnavailable, errors.DeadlineExceeded, errors.ResourceExhausted) as error:
+                if not self.is_etcd_away:
+                    _log.warning("etcd_away", error=str(error))
+                self.is_etcd_away = True
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if self.is_etcd_away:
+                _log.info("etcd_answers_again")
+            self.is_etcd_away = False
+            if not result.succeeded:
+                raise errors.StaleEpoch("another leader has written its epoch")
+            return

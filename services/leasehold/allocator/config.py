@@ -1,0 +1,115 @@
+"""Settings of an allocator: flags first, then the environment, then defaults."""
+
+import os
+import pathlib
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+import pydantic_settings
+from leasehold.core import errors
+from leasehold.etcd import settings as etcd_settings
+from leasehold.rpc import tls
+
+PREFIX = "LEASEHOLD_"
+
+
+class Settings(pydantic_settings.BaseSettings):
+    """What an allocator must know. Each field is also `LEASEHOLD_` + its name in capitals."""
+
+    model_config = pydantic_settings.SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    #: Where the gRPC API listens; anything but loopback needs the three tls_ files.
+    listen: str = "127.0.0.1:7400"
+    #: What holders are told to call while this allocator leads. Empty: `listen`.
+    advertise: str = ""
+    #: Comma-separated host:port.
+    etcd_endpoints: str = "127.0.0.1:2379"
+    etcd_prefix: str = "/leasehold"
+    etcd_ca_file: str | None = None
+    etcd_certificate_file: str | None = None
+    etcd_key_file: str | None = None
+    etcd_user: str | None = None
+    etcd_password_file: pathlib.Path | None = None
+    #: etcd's --max-txn-ops.
+    etcd_txn_ops_max: int = pydantic.Field(128, ge=2, le=100_000)
+    #: libpq connection string; better from the environment or a file than from a flag, for it has a password.
+    postgres_dsn: str = pydantic.Field("", repr=False)
+    postgres_dsn_file: pathlib.Path | None = None
+    #: YAML file of budgets, applied at start and whenever it changes.
+    budgets_file: pathlib.Path | None = None
+    #: How long the others wait, at least, after the leader was lost.
+    election_ttl_seconds: int = pydantic.Field(2, ge=1, le=60)
+    accept_new_etcd: bool = False
+    tls_certificate_file: pathlib.Path | None = None
+    tls_key_file: pathlib.Path | None = None
+    tls_ca_file: pathlib.Path | None = None
+    log_format: str = "auto"
+    log_level: str = "info"
+
+    @property
+    def candidate_id(self) -> str:
+        """Names this replica in the election."""
+        return f"{socket.gethostname()}-{os.getpid()}"
+
+    @property
+    def tls_files(self) -> tls.TlsFiles | None:
+        """The server's own TLS files, if any is set."""
+        if not (self.tls_certificate_file or self.tls_key_file or self.tls_ca_file):
+            return None
+        return tls.TlsFiles(
+            certificate_file=self.tls_certificate_file,
+            key_file=self.tls_key_file,
+            ca_file=self.tls_ca_file,
+            setting_prefix="--tls-",
+        )
+
+    @property
+    def etcd_tls(self) -> etcd_settings.Tls | None:
+        """TLS towards etcd, if any of its files is set."""
+        if not (self.etcd_ca_file or self.etcd_certificate_file or self.etcd_key_file):
+            return None
+        return etcd_settings.Tls(self.etcd_ca_file, self.etcd_certificate_file, self.etcd_key_file)
+
+    def etcd_login(self) -> etcd_settings.Login | None:
+        """etcd's user and password. Raises `InvalidArgument` if the file cannot be read."""
+        if self.etcd_user is None:
+            return None
+        if self.etcd_password_file is None:
+            raise errors.InvalidArgument(
+                "etcd_user is set without etcd_password_file", field="etcd_password_file"
+            )
+        return etcd_settings.Login(self.etcd_user, _contents(self.etcd_password_file, "etcd_password_file"))
+
+    def dsn(self) -> str:
+        """Connection string of Postgres. Raises `InvalidArgument` if there is none."""
+        if self.postgres_dsn_file is not None:
+            return _contents(self.postgres_dsn_file, "postgres_dsn_file")
+        if not self.postgres_dsn:
+            raise errors.InvalidArgument(
+                "no Postgres: set LEASEHOLD_POSTGRES_DSN or --postgres-dsn-file", field="postgres_dsn"
+            )
+        return self.postgres_dsn
+
+
+def load(flags: Mapping[str, Any]) -> Settings:
+    """Settings from flags (None: not given), the environment and defaults.
+
+    Raises `InvalidArgument` that names the setting.
+    """
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise errors.InvalidArgument(
+            f"{name} ({PREFIX}{name.upper()} or --{name.replace('_', '-')}): {first['msg']}", field=name
+        ) from None
+
+
+def _contents(path: pathlib.Path, field: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise errors.InvalidArgument(f"{field}: {error.strerror}: {path}", field=field) from error

@@ -1,0 +1,102 @@
+"""etcd's keys and values: lease records, in-force definitions, the epoch.
+
+All keys stand below one prefix::
+
+    PREFIX/leader                                the election's key
+    PREFIX/epoch                                 the epoch in force; every write compares it
+    PREFIX/budgets/BUDGET                        in-force definition
+    PREFIX/leases/BUDGET/HOLDER/INCARNATION      upper bound of what one incarnation may have
+
+Values are JSON. Names cannot contain a slash, so keys split without escapes.
+"""
+
+import json
+from dataclasses import dataclass
+
+from leasehold.core import errors
+from leasehold.core.budget import codec, effects, model
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one installation."""
+
+    prefix: str
+
+    @property
+    def epoch(self) -> str:
+        """Holds the epoch in force."""
+        return f"{self.prefix}/epoch"
+
+    @property
+    def leader(self) -> str:
+        """Held by the leader's etcd lease."""
+        return f"{self.prefix}/leader"
+
+    @property
+    def budgets(self) -> str:
+        """Prefix of the definitions."""
+        return f"{self.prefix}/budgets/"
+
+    @property
+    def leases(self) -> str:
+        """Prefix of the lease records."""
+        return f"{self.prefix}/leases/"
+
+    def budget(self, name: str) -> str:
+        """Key of a definition."""
+        return self.budgets + name
+
+    def lease(self, key: tuple[str, str, str]) -> str:
+        """Key of a record."""
+        return self.leases + "/".join(key)
+
+
+def encode_record(record: effects.Record) -> bytes:
+    """The value of a record."""
+    value = {
+        "lease_id": record.lease_id,
+        "amounts": dict(record.amounts),
+        "ttl_seconds": record.ttl_seconds,
+        "is_cooling": record.is_cooling,
+        "is_tracked": record.is_tracked,
+    }
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode_record(keys: Keys, key: str, value: bytes) -> effects.Record:
+    """The record under a key; raises `InvalidArgument` if key or value are none."""
+    try:
+        budget, holder, incarnation = key.removeprefix(keys.leases).split("/")
+        fields = json.loads(value)
+        return effects.Record(
+            budget=budget,
+            holder=holder,
+            incarnation=incarnation,
+            lease_id=int(fields["lease_id"]),
+            amounts={str(name): int(amount) for name, amount in fields["amounts"].items()},
+            ttl_seconds=float(fields["ttl_seconds"]),
+            is_cooling=bool(fields["is_cooling"]),
+            is_tracked=bool(fields["is_tracked"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise errors.InvalidArgument(f"not a lease record: {key}", field="record") from error
+
+
+def encode_definition(definition: effects.PutDefinition) -> bytes:
+    """The value of a definition."""
+    value = {
+        "definition": codec.encode_budget(definition.spec),
+        "version": definition.version,
+        "is_retired": definition.is_retired,
+    }
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode_definition(value: bytes) -> tuple[model.BudgetSpec, int, bool]:
+    """(definition, version, is retired); raises `InvalidArgument`."""
+    try:
+        fields = json.loads(value)
+        return codec.decode_budget(fields["definition"]), int(fields["version"]), bool(fields["is_retired"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.InvalidArgument("not a budget's definition", field="definition") from error

@@ -1,0 +1,212 @@
+"""BudgetService on the wire: each method checks its input, asks the leader's reign, and translates."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import grpc
+from leasehold.allocator import holding, leadership, reading
+from leasehold.api.budget.v1 import budget_service_pb2 as wire
+from leasehold.api.budget.v1 import budget_service_pb2_grpc as wire_grpc
+from leasehold.core import errors
+from leasehold.core.budget import model
+from leasehold.observe import causes
+from leasehold.postgres import port
+from leasehold.rpc import budget_codec, lease_codec, wire_values
+
+PAGE_SIZE = 100
+BUDGETS_PAGE_MAX = 250
+#: A watcher is told at most so often.
+WATCH_SECONDS = 0.1
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class BudgetServicer(wire_grpc.BudgetServiceServicer):
+    """The API of budgets. Every method raises core errors; an interceptor maps them to statuses."""
+
+    def __init__(self, leader: leadership.Leadership, store: port.Store, draining: asyncio.Event) -> None:
+        self._leader = leader
+        self._store = store
+        self._draining = draining
+
+    # Administration
+
+    async def PutBudget(self, request: wire.PutBudgetRequest, context: _Context) -> wire.PutBudgetResponse:
+        """Create or replace a budget."""
+        spec = budget_codec.decode_budget(request.budget)
+        stored = await self._leader.put_budget(
+            spec,
+            request_id=request.request_id,
+            expected_version=request.expected_version,
+            actor=context.peer(),
+            cause=causes.current() or "",
+        )
+        return wire.PutBudgetResponse(
+            budget=budget_codec.encode_budget(
+                stored.spec, version=stored.version, update_time=stored.update_time
+            )
+        )
+
+    async def GetBudget(self, request: wire.GetBudgetRequest, context: _Context) -> wire.GetBudgetResponse:
+        """A definition in force, and the limits in force."""
+        model.checked_budget_name(request.name)
+        budget = self._leader.require().core.budget(request.name)
+        budget.book.update_limits()
+        return wire.GetBudgetResponse(
+            budget=budget_codec.encode_budget(budget.spec, version=budget.version),
+            limits_in_force=wire_values.encode_amounts(budget.book.amounts(budget.book.in_force)),
+        )
+
+    async def ListBudgets(
+        self, request: wire.ListBudgetsRequest, context: _Context
+    ) -> wire.ListBudgetsResponse:
+        """Definitions in force, by name."""
+        size = _page_size(request.page_size, BUDGETS_PAGE_MAX)
+        core = self._leader.require().core
+        names = sorted(name for name in core.names() if name > request.page_token)
+        page = names[:size]
+        return wire.ListBudgetsResponse(
+            budgets=[
+                budget_codec.encode_budget(core.budget(name).spec, version=core.budget(name).version)
+                for name in page
+            ],
+            next_page_token=page[-1] if len(names) > size else "",
+        )
+
+    async def DeleteBudget(
+        self, request: wire.DeleteBudgetRequest, context: _Context
+    ) -> wire.DeleteBudgetResponse:
+        """End a budget and its leases."""
+        model.checked_budget_name(request.name)
+        await self._leader.delete_budget(
+            request.name, request_id=request.request_id, actor=context.peer(), cause=causes.current() or ""
+        )
+        return wire.DeleteBudgetResponse()
+
+    # Holders
+
+    async def HoldLeases(  # type: ignore[override]  # it writes to the context, and yields nothing
+        self, request_iterator: AsyncIterator[wire.HoldLeasesRequest], context: _Context
+    ) -> None:
+        """Hold leases on one connection."""
+        await holding.hold(self._leader, request_iterator, context)
+
+    async def AcquireLease(
+        self, request: wire.AcquireLeaseRequest, context: _Context
+    ) -> wire.AcquireLeaseResponse:
+        """Take a lease by one call."""
+        model.checked_budget_name(request.budget, field_name="budget")
+        process = lease_codec.decode_process(request.process) if request.HasField("process") else None
+        grant = await self._leader.require().acquire(
+            budget=request.budget,
+            holder=model.checked_holder_name(request.holder),
+            incarnation=_incarnation(request.request_id),
+            demand=wire_values.decode_amounts(request.demand, "demand"),
+            process=process,
+        )
+        return wire.AcquireLeaseResponse(grant=lease_codec.encode_grant(grant))
+
+    async def RenewLease(self, request: wire.RenewLeaseRequest, context: _Context) -> wire.RenewLeaseResponse:
+        """One report, one grant."""
+        report = lease_codec.decode_report(request.report)
+        grant = await self._leader.require().report_once(report)
+        return wire.RenewLeaseResponse(grant=lease_codec.encode_grant(grant))
+
+    async def ReleaseLease(
+        self, request: wire.ReleaseLeaseRequest, context: _Context
+    ) -> wire.ReleaseLeaseResponse:
+        """Give a lease back."""
+        await self._leader.require().release_once(lease_codec.decode_release(request.release))
+        return wire.ReleaseLeaseResponse()
+
+    # Reading
+
+    async def GetBudgetStatus(
+        self, request: wire.GetBudgetStatusRequest, context: _Context
+    ) -> wire.GetBudgetStatusResponse:
+        """One worker's view."""
+        model.checked_budget_name(request.budget, field_name="budget")
+        if request.worker_id:
+            model.checked_holder_name(request.worker_id, field_name="worker_id")
+        return reading.status(self._leader.require().core.budget(request.budget), request.worker_id)
+
+    async def WatchBudget(
+        self, request: wire.WatchBudgetRequest, context: _Context
+    ) -> AsyncIterator[wire.WatchBudgetResponse]:
+        """The budget now and after each change."""
+        model.checked_budget_name(request.budget, field_name="budget")
+        reign = self._leader.require()
+        while not self._draining.is_set():
+            if self._leader.reign is not reign:
+                self._leader.require()
+                raise errors.NotLeader()
+            news = reign.news
+            yield reading.snapshot(reign, request.budget)
+            await asyncio.sleep(WATCH_SECONDS)
+            await _any(news.wait(), self._draining.wait())
+
+    async def ExplainLease(
+        self, request: wire.ExplainLeaseRequest, context: _Context
+    ) -> wire.ExplainLeaseResponse:
+        """Why a holder has what it has."""
+        model.checked_budget_name(request.budget, field_name="budget")
+        model.checked_holder_name(request.holder)
+        return reading.explanation(self._leader.require(), request.budget, request.holder)
+
+    async def ListLedgerEntries(
+        self, request: wire.ListLedgerEntriesRequest, context: _Context
+    ) -> wire.ListLedgerEntriesResponse:
+        """History, newest first."""
+        if request.budget:
+            model.checked_budget_name(request.budget, field_name="budget")
+        if request.holder:
+            model.checked_holder_name(request.holder)
+        page = await self._store.list_ledger(
+            budget=request.budget,
+            holder=request.holder,
+            page_size=_page_size(request.page_size, port.PAGE_SIZE_MAX),
+            before_id=_page_token(request.page_token),
+        )
+        return wire.ListLedgerEntriesResponse(
+            entries=[reading.ledger_entry(stored) for stored in page.items],
+            next_page_token=str(page.items[-1].id) if page.has_more else "",
+        )
+
+    async def PlanShares(self, request: wire.PlanSharesRequest, context: _Context) -> wire.PlanSharesResponse:
+        """Dry run."""
+        spec = None
+        if request.budget:
+            model.checked_budget_name(request.budget, field_name="budget")
+            spec = self._leader.require().core.budget(request.budget).spec
+        return reading.planned(request, spec)
+
+
+async def _any(*waits: Coroutine[Any, Any, Any]) -> None:
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _incarnation(request_id: str) -> str:
+    """A request id as an incarnation: what is too short for one is lengthened, the same way each time."""
+    if not 1 <= len(request_id) <= 64:
+        raise errors.InvalidArgument("request_id: 1 to 64 characters are needed", field="request_id")
+    return model.checked_incarnation(request_id.ljust(8, "."), field_name="request_id")
+
+
+def _page_size(asked: int, most: int) -> int:
+    if asked < 0 or asked > most:
+        raise errors.InvalidArgument(f"page_size: {asked} is not in 0 to {most}", field="page_size")
+    return asked or PAGE_SIZE
+
+
+def _page_token(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise errors.InvalidArgument("page_token: is not one that was given", field="page_token")
+    return int(text)
