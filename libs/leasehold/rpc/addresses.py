@@ -88,18 +88,23 @@ def require_free(address: Address, *, flag: str) -> None:
 
 
 def _require_free_port(address: Address, flag: str) -> None:
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise errors.InvalidArgument(
-            f"{flag}: {address.host!r} does not resolve: {error}", field=flag
-        ) from error
-    failures = [failure for family, *_, where in found if (failure := _try_bind(family, where)) is not None]
+    # gRPC takes localhost for both of these, whatever /etc/hosts says.
+    hosts = ("127.0.0.1", "::1") if address.host == "localhost" else (address.host,)
+    failures: list[OSError] = []
+    places = 0
+    for host in hosts:
+        try:
+            found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise errors.InvalidArgument(f"{flag}: {host!r} does not resolve: {error}", field=flag) from error
+        places += len(found)
+        attempts = (_try_bind(family, where) for family, *_, where in found)
+        failures += [failure for failure in attempts if failure is not None]
     for failure in failures:
         if failure.errno == errno.EADDRINUSE:
             raise taken(address, flag=flag) from failure
     # A name may stand for an address that this host lacks (::1 without IPv6), if another one is there.
-    if len(failures) == len(found):
+    if len(failures) == places:
         raise errors.FailedPrecondition(
             f"cannot listen on {address}: {failures[0].strerror}; choose another address with {flag}",
             metadata={"address": str(address), "flag": flag},
@@ -107,16 +112,16 @@ def _require_free_port(address: Address, flag: str) -> None:
 
 
 def _try_bind(family: int, where: object) -> OSError | None:
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As gRPC does: connections of a former server in TIME_WAIT are no reason to fail.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            probe.bind(where)  # type: ignore[arg-type]
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As gRPC does: connections of a former server in TIME_WAIT are no reason to fail.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(where)  # type: ignore[arg-type]  # getaddrinfo's addresses have several shapes
             probe.listen(1)
-        except OSError as error:
-            return error
+    except OSError as error:
+        return error
     return None
 
 

@@ -114,6 +114,8 @@ class Server:
         `FailedPrecondition` naming the port, its holder and the flag (an address that is taken).
         """
         credentials = self._credentials()
+        for address in self._addresses:
+            addresses.require_free(address, flag=self._listen_flag)
         server = grpc.aio.server(
             interceptors=self._interceptors,
             options=options.server_options(self._transport),
@@ -129,10 +131,12 @@ class Server:
             reflection.enable_server_reflection(names, server)
         try:
             self.bound = tuple(str(self._bind(server, address, credentials)) for address in self._addresses)
-            await server.start()
         except BaseException:
+            # A server that never ran keeps what it has bound: gRPC lets go only from running to stopped.
+            await server.start()
             await server.stop(None)
             raise
+        await server.start()
         self._server = server
         _log.info("server_started", addresses=self.bound, services=self._services, tls=self._tls is not None)
 
@@ -193,7 +197,9 @@ class Server:
         address: addresses.Address,
         credentials: grpc.ServerCredentials | None,
     ) -> addresses.Address:
-        addresses.require_free(address, flag=self._listen_flag)
+        if address.host == "localhost" and address.port == 0:
+            # gRPC is content when one half of localhost gets the port; the other half may be another's server.
+            address = addresses.Address(host="127.0.0.1")
         try:
             with _private_files(address.is_unix):
                 if credentials is None or address.is_unix:
