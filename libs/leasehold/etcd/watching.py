@@ -104,6 +104,11 @@ class _Stream:
             return await step
         except grpc.aio.AioRpcError as failure:
             raise failures.translate(failure, is_write=False) from None
+        except asyncio.InvalidStateError:  # gRPC's word for writing to a stream that has failed already
+            details = await self._call.details()
+            raise errors.EtcdUnavailable(
+                f"etcd does not answer: {details}", metadata={"outcome": "not_applied"}
+            ) from None
         except asyncio.CancelledError:
             if wire_calls.is_own_cancellation():
                 raise
