@@ -19,11 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from leasehold.core import epoch as epochs
+from leasehold.core import errors
 from leasehold.core.budget import limiter as limiters
 from leasehold.core.budget import messages, stock
 
 #: A join or an urgent report that is not answered is repeated after so long.
 RESEND_SECONDS = 1.0
+#: A first report that is not answered for so long is on a connection of no use.
+FIRST_ANSWER_SECONDS = 3.0
 #: Units given back are told at once only if they are this part of the share, else with the next renewal.
 TELL_FRACTION = 0.05
 #: At most one report of returning units in so long.
@@ -87,6 +90,7 @@ class Holder:
         self.limiter = limiters.Limiter()
         self.state = HolderState.JOINING
         self.end: messages.LeaseEnd | None = None
+        #: Why the last report was refused; None since one was answered.
         self.refusal: messages.Refusal | None = None
         self.epoch = epochs.ZERO
         self.lease_id = 0
@@ -95,6 +99,8 @@ class Holder:
         self.active_workers = 0
         self.reason = ""
         self.refresh_seconds = 1.0
+        #: Of the last answer; 0 before the first.
+        self.ttl_seconds = 0.0
         self._session: int | None = None
         self._sequence = 0
         self._sent: dict[int, _Sent] = {}
@@ -105,6 +111,7 @@ class Holder:
         self._has_held = False
         self._reported_held: dict[str, int] = {}
         self._reported_waiting: dict[str, int] = {}
+        self._reported_largest: Mapping[str, int] = {}
         self._declared = _Declared()
         self._throttles: list[messages.Throttle] = []
         self._events: list[AllocationChanged] = []
@@ -115,6 +122,7 @@ class Holder:
         """A new connection is up; everything said on an earlier one is void from now on."""
         self._session = session
         self._sent.clear()
+        self._reported_largest = {}
         self._is_first_on_session = True
         self._is_urgent = True
 
@@ -144,6 +152,16 @@ class Holder:
         if len(self._throttles) < 100:
             self._throttles.append(throttle)
         self._is_urgent = True
+
+    def ask_again(self) -> None:
+        """Somebody wants units: ask now, rather than when the next report is due, if there is no lease."""
+        if self.state is not HolderState.HELD and not self._sent:
+            self._is_urgent = True
+
+    @property
+    def answer_timeout_seconds(self) -> float:
+        """A connection on which a report is not answered for so long is of no use: time is left for another."""
+        return self.refresh_seconds + self.ttl_seconds / 2 if self.ttl_seconds else FIRST_ANSWER_SECONDS
 
     # Reports
 
@@ -181,14 +199,14 @@ class Holder:
             if limiter.waiters or limiter.in_flight or limiter.calls_in_use():
                 return float("inf")
             assert limiter.terms is not None
-            return limiter.last_admission + limiter.terms.activity_timeout_seconds
+            return limiter.last_activity + limiter.terms.activity_timeout_seconds
         return now
 
     def _tell_due(self, now: float) -> float:
         limiter = self.limiter
         if limiter.waiters and self._is_waiting_news():
             return now
-        if limiter.lacks_credit():
+        if limiter.lacks_credit() and self._is_largest_news():
             return now
         for name, held in limiter.stocks.items():
             told = self._reported_held.get(name, 0)
@@ -200,6 +218,11 @@ class Holder:
                 if told - held.held >= max(1, int(held.cap * TELL_FRACTION)):
                     return max(now, self._last_told + TELL_SECONDS)
         return float("inf")
+
+    def _is_largest_news(self) -> bool:
+        """Whether a cost was seen that this connection has not been told: the answer gives credit for it."""
+        told = self._reported_largest
+        return any(amount > told.get(name, 0) for name, amount in self.limiter.largest_cost.items())
 
     def _is_waiting_news(self) -> bool:
         """Whether a waiting cost that does not fit the share has not been told yet."""
@@ -216,9 +239,9 @@ class Holder:
         limiter.tighten_credit(holdings.largest_cost)
         is_active = self.is_active(now)
         limiter.is_idle_reported = not is_active
-        if is_active:
-            limiter.fold(now)
-            limiter.reopen(now)
+        # Opens the short path to one that is now known as active, and shuts it to one known as idle.
+        limiter.fold(now)
+        limiter.reopen(now)
         self._sequence += 1
         self._sent[self._sequence] = _Sent(now, self.lease_id, holdings.largest_cost)
         while len(self._sent) > 64:
@@ -226,6 +249,7 @@ class Holder:
         self._last_sent = self._last_told = now
         self._is_urgent = False
         self._reported_held = dict(holdings.held)
+        self._reported_largest = holdings.largest_cost
         self._reported_waiting = limiter.waiting_cost()
         report = messages.Report(
             budget=self.budget,
@@ -305,14 +329,17 @@ class Holder:
         else:
             self.limiter.expires_at = max(self.limiter.expires_at, expires_at)
         self.limiter.allow_credit(sent.largest_cost)
-        self.refresh_seconds = grant.refresh_seconds
+        self.refusal = None
+        self.refresh_seconds, self.ttl_seconds = grant.refresh_seconds, grant.ttl_seconds
         self._apply(grant, now)
 
     def _apply(self, grant: messages.Grant, now: float) -> None:
         if grant.terms is not None and grant.answered_sequence == 0:
             self.limiter.set_terms(grant.terms, now)
         self.total_workers, self.active_workers = grant.total_workers, grant.active_workers
-        if grant.version <= self.version:
+        # With new terms a dimension may be new, whose amount the same version has told in vain.
+        is_known = grant.version == self.version and grant.terms is None
+        if grant.version < self.version or is_known:
             self._reopen(now)
             return
         self.version = grant.version
@@ -345,20 +372,30 @@ class Holder:
         self.lease_id = 0
         self._changed(self.limiter.amounts())
 
-    def refused(self, session: int, refusal: messages.Refusal) -> None:
-        """The allocator refused a report; kept for the user to see. The next one may pass."""
-        if session == self._session:
-            self._sent.pop(refusal.sequence, None)
-            self.refusal = refusal
+    def refused(self, session: int, refusal: messages.Refusal, now: float) -> None:
+        """The allocator refused a report; kept for the user to see. The next one may pass.
+
+        The exception is a refusal of a superseded incarnation, which ends the holder (rule 6).
+        """
+        if session != self._session or refusal.incarnation != self.incarnation:
+            return
+        if self._sent.pop(refusal.sequence, None) is None or self.state is HolderState.ENDED:
+            return
+        self.refusal = refusal
+        if refusal.reason == errors.Superseded.reason:
+            self.limiter.set_amounts({}, now)
+            self.limiter.expires_at = now
+            self._ended(messages.LeaseEnd.SUPERSEDED)
 
     def tick(self, now: float) -> None:
         """Notice expiry."""
         if self.state is HolderState.HELD and now >= self.limiter.expires_at:
             self._expire(now, has_safe=True)
-        elif self.state is HolderState.EXPIRED and now >= self.limiter.expires_at:
-            if any(self.limiter.amounts().values()):
-                self.limiter.set_amounts({}, now)
-                self._changed(self.limiter.amounts())
+            return
+        is_over = self.state is HolderState.EXPIRED and now >= self.limiter.expires_at
+        if is_over and any(self.limiter.amounts().values()):
+            self.limiter.set_amounts({}, now)
+            self._changed(self.limiter.amounts())
 
     def _expire(self, now: float, *, has_safe: bool) -> None:
         limiter = self.limiter

@@ -6,7 +6,14 @@ holds one lock). Waiting acquires are served in order: who comes later never ove
 Most admissions take a short path: three integer counters, good until `fast_until`. They are opened from the
 stocks by `reopen` and folded back by `fold`; between the two the stocks lag behind by what the counters say.
 What is folded is charged at the latest instant at which it can have happened, so the short path is never
-looser than the exact one.
+looser than the exact one. A call that ends in the `window` it began in undoes its counters: it then was
+never charged more than it used. Any other call ends by `release`. The short path, under the caller's lock:
+
+- admit `r` requests and `t` tokens, plain ints and no other cost, if `now < fast_until`,
+  `0 <= r <= fast_requests`, `0 <= t <= min(fast_tokens, token_bound)` and `fast_calls > 0`: take them off the
+  counters and one off `fast_calls`, remember `window` and `shape`;
+- end it, having used `u <= t` tokens, if `window` is still the same: `fast_calls += 1`, `fast_tokens += t - u`,
+  `settled_requests += r`, `settled_tokens += u`.
 """
 
 from collections import deque
@@ -43,6 +50,25 @@ class Totals:
     overdraft: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """A budget's terms and the stocks they made: fixed from one `Limiter.set_terms` to the next."""
+
+    terms: messages.Terms
+    stocks: Mapping[str, stock.CallStock | stock.RateStock]
+    #: The one concurrency dimension; None where there is none, or several.
+    call_name: str | None
+
+    def short_cost(self, requests: int, tokens: int) -> Cost:
+        """Micro-units of what the short path took for one permit."""
+        whole = {REQUESTS: requests, TOKENS: tokens}
+        return tuple(
+            quantity.MICRO
+            * (whole.get(name, 0) if isinstance(held, stock.RateStock) else name == self.call_name)
+            for name, held in self.stocks.items()
+        )
+
+
 class Limiter:
     """Admission control of one holder on one budget.
 
@@ -58,6 +84,7 @@ class Limiter:
         "_request_stock",
         "_token_stock",
         "_totals",
+        "backlog",
         "expires_at",
         "fast_calls",
         "fast_requests",
@@ -67,17 +94,24 @@ class Limiter:
         "is_idle_reported",
         "largest_cost",
         "last_admission",
+        "last_refusal",
         "settled_requests",
         "settled_tokens",
+        "shape",
         "short_path",
         "stocks",
         "terms",
         "token_bound",
+        "token_default",
+        "unpriced",
         "waiters",
+        "window",
     )
 
     def __init__(self) -> None:
         self.terms: messages.Terms | None = None
+        #: What the terms make of the stocks; a permit is released against the shape it was admitted under.
+        self.shape: Shape | None = None
         self.stocks: dict[str, stock.CallStock | stock.RateStock] = {}
         self._names: tuple[str, ...] = ()
         self._request_stock: stock.RateStock | None = None
@@ -87,9 +121,15 @@ class Limiter:
         #: Instant from which nothing may be admitted.
         self.expires_at = 0.0
         self.waiters: deque[Waiter] = deque()
+        #: Acquires that wait for the budget's terms, without which they have no cost.
+        self.unpriced = 0
         #: Largest cost seen of each dimension, micro-units.
         self.largest_cost: dict[str, int] = {}
         self.last_admission = float("-inf")
+        #: When somebody who would not wait was last turned away.
+        self.last_refusal = float("-inf")
+        #: Work that waits outside the queue (an executor's tasks), micro-units by dimension; empty: none does.
+        self.backlog: dict[str, int] = {}
         #: While the allocator believes that this holder is idle, every admission takes the exact path.
         self.is_idle_reported = True
         #: Permits in flight where no single concurrency dimension counts them (the exact path only).
@@ -98,8 +138,12 @@ class Limiter:
         self.short_path = False
         #: Most whole tokens that one request on the short path may ask for.
         self.token_bound = 0
+        #: Whole tokens of a request on the short path that names none; -1: the exact path decides.
+        self.token_default = -1
         self.fast_until = 0.0
         self.fast_requests = self.fast_tokens = self.fast_calls = 0
+        #: Number of the present opening of the short path; a permit of the same number may undo its counters.
+        self.window = 0
         self._fast_base = (0, 0, 0)
         self._fast_open_from = 0.0
         #: Whole units whose permits were released, by the short path.
@@ -119,15 +163,27 @@ class Limiter:
             if kept is not None and old_terms is not None and self._is_same(dimension, terms, old_terms, kept):
                 self.stocks[dimension.name] = kept
             elif dimension.is_rate:
-                self.stocks[dimension.name] = stock.RateStock(
-                    window_seconds=dimension.window_seconds,
-                    jitter_seconds=terms.arrival_jitter_seconds,
-                    now=now,
-                )
+                self.stocks[dimension.name] = self._new_rate(dimension, terms, kept, now)
             else:
                 self.stocks[dimension.name] = stock.CallStock()
         self._names = tuple(self.stocks)
         self._bind_roles()
+
+    def _new_rate(
+        self,
+        dimension: model.Dimension,
+        terms: messages.Terms,
+        old: stock.CallStock | stock.RateStock | None,
+        now: float,
+    ) -> stock.RateStock:
+        fresh = stock.RateStock(
+            window_seconds=dimension.window_seconds, jitter_seconds=terms.arrival_jitter_seconds, now=now
+        )
+        if isinstance(old, stock.RateStock):
+            fresh.take_over(old, now)
+        else:
+            fresh.admitted_total = self._settled(dimension.name)
+        return fresh
 
     @staticmethod
     def _is_same(
@@ -146,16 +202,27 @@ class Limiter:
         )
 
     def _bind_roles(self) -> None:
+        terms = self.terms
+        assert terms is not None
         requests, tokens = self.stocks.get(REQUESTS), self.stocks.get(TOKENS)
         self._request_stock = requests if isinstance(requests, stock.RateStock) else None
         self._token_stock = tokens if isinstance(tokens, stock.RateStock) else None
-        calls = [self.stocks[name] for name in self._concurrency_names()]
-        self._call_stock = calls[0] if len(calls) == 1 and isinstance(calls[0], stock.CallStock) else None
-        terms = self.terms
-        assert terms is not None
-        self.short_path = self._call_stock is not None and terms.charged_at is model.ChargedAt.ARRIVAL
-        bound = terms.max_tokens_per_request // quantity.MICRO or _UNBOUND
-        self.token_bound = bound if self._token_stock is not None else 0
+        call_names = self._concurrency_names()
+        call_name = call_names[0] if len(call_names) == 1 else None
+        calls = self.stocks[call_name] if call_name is not None else None
+        self._call_stock = calls if isinstance(calls, stock.CallStock) else None
+        self.shape = Shape(terms, self.stocks, call_name)
+        # A budget may give a standard name another kind; the counters know the standard ones only.
+        has_standard_kinds = requests is self._request_stock and tokens is self._token_stock
+        self.short_path = (
+            self._call_stock is not None and has_standard_kinds and terms.charged_at is model.ChargedAt.ARRIVAL
+        )
+        if self._token_stock is None:
+            self.token_bound = self.token_default = 0
+            return
+        micros = terms.max_tokens_per_request
+        self.token_bound = micros // quantity.MICRO if micros else _UNBOUND
+        self.token_default = -1 if not micros or micros % quantity.MICRO else self.token_bound
 
     def _concurrency_names(self) -> list[str]:
         assert self.terms is not None
@@ -226,8 +293,9 @@ class Limiter:
         for name, amount in (others or {}).items():
             if name not in costs:
                 known = ", ".join(self._names)
-                raise errors.InvalidArgument(f"{name}: this budget has no such dimension (it has {known})",
-                                             field=name)
+                raise errors.InvalidArgument(
+                    f"{name}: this budget has no such dimension (it has {known})", field=name
+                )
             costs[name] = quantity.to_micros(amount, field=name)
         for dimension in self.terms.dimensions:
             if costs[dimension.name] > dimension.limit:
@@ -264,17 +332,23 @@ class Limiter:
         self._advance(now)
         if self.waiters or not self._fits(cost, now):
             self._note_largest(cost)
+            self.last_refusal = now
             self.reopen(now)
             return False
         self._take(cost, now)
         self.reopen(now)
         return True
 
-    def enqueue(self, waiter: Waiter) -> None:
-        """Let `waiter` wait behind those already waiting."""
+    def enqueue(self, waiter: Waiter, *, is_first: bool = False) -> None:
+        """Let `waiter` wait behind those already waiting; `is_first`: before them, where it was the head."""
+        # The next release must look at the queue: it may not take the short path.
         self.fast_until = 0.0
+        self.window += 1
         self._note_largest(waiter.cost)
-        self.waiters.append(waiter)
+        if is_first:
+            self.waiters.appendleft(waiter)
+        else:
+            self.waiters.append(waiter)
 
     def withdraw(self, waiter: Waiter) -> bool:
         """Stop waiting. False if it was admitted already (the caller must release it)."""
@@ -311,6 +385,24 @@ class Limiter:
             elif amount > held.free:
                 return float("inf")
         return seconds
+
+    def try_take_slots(self, name: str, units: int, now: float) -> bool:
+        """Take `units` micro-units of one slots dimension, past the queue: those who wait want other things.
+
+        A task that holds a slot may itself wait in the queue, so slots must not be behind it there.
+        """
+        held = self.stocks.get(name)
+        if now >= self.expires_at or not isinstance(held, stock.CallStock) or units > held.free:
+            return False
+        held.in_use += units
+        self.last_admission = now
+        return True
+
+    def return_slots(self, name: str, units: int, shape: Shape) -> None:
+        """Give back what `try_take_slots` took under `shape`."""
+        held = shape.stocks.get(name)
+        if held is self.stocks.get(name) and isinstance(held, stock.CallStock):
+            held.in_use -= units
 
     def _fits(self, cost: Cost, now: float) -> bool:
         if now >= self.expires_at:
@@ -350,31 +442,63 @@ class Limiter:
 
     # Settling, exact path
 
-    def release(self, cost: Cost, actual: Mapping[str, int], admitted_at: float, now: float) -> None:
+    def release(
+        self,
+        cost: Cost,
+        actual: Mapping[str, int],
+        admitted_at: float,
+        now: float,
+        shape: Shape | None = None,
+    ) -> None:
         """End an admitted call: `actual` (micro-units by dimension; left out: as reserved) is what it used.
 
         Below the reserve the rest turns free at once; above it the holder is in debt, told as overdraft.
+        `shape` is the one that the call was admitted under; None is the present one.
         """
-        assert self.terms is not None
+        shape = shape or self.shape
+        assert shape is not None
         self.fold(now)
         self._advance(now)
-        at_arrival = self.terms.charged_at is model.ChargedAt.ARRIVAL
-        for (name, held), reserved in zip(self.stocks.items(), cost, strict=False):
+        at_arrival = shape.terms.charged_at is model.ChargedAt.ARRIVAL
+        for (name, held), reserved in zip(shape.stocks.items(), cost, strict=True):
+            is_present = self.stocks.get(name) is held
             if isinstance(held, stock.CallStock):
-                held.in_use -= reserved
+                if is_present:
+                    held.in_use -= reserved
                 continue
             used = actual.get(name, reserved)
             self._totals.settled[name] = self._totals.settled.get(name, 0) + reserved
             if used > reserved:
                 self._totals.overdraft[name] = self._totals.overdraft.get(name, 0) + used - reserved
-            if not at_arrival:
+            if not is_present:
+                self._release_replaced(name, reserved, used, at_arrival=at_arrival, now=now)
+            elif not at_arrival:
                 held.settle_reserved(now, reserved, used)
             elif used < reserved:
                 held.refund(admitted_at, reserved - used)
             elif used > reserved:
                 held.charge(now, used - reserved)
-        self.in_flight -= self._call_stock is None
+        self.in_flight -= shape.call_name is None
         self.reopen(now)
+
+    def _release_replaced(self, name: str, reserved: int, used: int, *, at_arrival: bool, now: float) -> None:
+        """The terms changed meanwhile: what it reserved cools already, what was not counted is charged."""
+        held = self.stocks.get(name)
+        late = max(0, used - reserved) if at_arrival else used
+        if isinstance(held, stock.RateStock) and late:
+            held.charge(now, late)
+
+    def restamp(self, waiter: Waiter, now: float) -> None:
+        """`waiter` was admitted a while ago and goes on only now: its request is sent from now on."""
+        assert self.terms is not None and waiter.admitted_at is not None
+        if self.terms.charged_at is model.ChargedAt.ARRIVAL:
+            self.fold(now)
+            self._advance(now)
+            for held, amount in zip(self.stocks.values(), waiter.cost, strict=True):
+                if isinstance(held, stock.RateStock):
+                    held.recharge(waiter.admitted_at, now, amount)
+            self.reopen(now)
+        waiter.admitted_at = now
 
     # The short path's counters
 
@@ -387,16 +511,19 @@ class Limiter:
         instant = min(now, self.fast_until) if self.fast_until > self._fast_open_from else now
         if requests and self._request_stock is not None:
             # The last instant before the bucket's end is in the bucket that the counters were opened in.
-            self._request_stock.charge(min(instant, self._last_instant(self._request_stock)),
-                                       requests * quantity.MICRO)
+            self._request_stock.charge(
+                min(instant, self._last_instant(self._request_stock)), requests * quantity.MICRO
+            )
         if tokens and self._token_stock is not None:
-            self._token_stock.charge(min(instant, self._last_instant(self._token_stock)),
-                                     tokens * quantity.MICRO)
+            self._token_stock.charge(
+                min(instant, self._last_instant(self._token_stock)), tokens * quantity.MICRO
+            )
         if calls and self._call_stock is not None:
             self._call_stock.in_use += calls * quantity.MICRO
         if requests or tokens:
             self.last_admission = instant
         self.fast_until = 0.0
+        self.window += 1
         self._fast_base = (self.fast_requests, self.fast_tokens, self.fast_calls)
 
     def _last_instant(self, held: stock.RateStock) -> float:
@@ -428,15 +555,22 @@ class Limiter:
     # What reports say
 
     def is_active(self, now: float) -> bool:
-        """Whether work waits, runs, or was admitted within the activity timeout. `fold` first."""
-        if self.waiters or self.in_flight > 0 or self.calls_in_use() > 0:
+        """Whether work waits or runs, or was admitted or refused within the activity timeout. `fold` first."""
+        if self.waiters or self.unpriced or self.backlog or self.in_flight > 0 or self.calls_in_use() > 0:
             return True
-        timeout = self.terms.activity_timeout_seconds if self.terms else 0.0
-        return now - self.last_admission < timeout
+        timeout = self.terms.activity_timeout_seconds if self.terms else float("inf")
+        return now - self.last_activity < timeout
+
+    @property
+    def last_activity(self) -> float:
+        """When something was last admitted, or turned away for want of units. `fold` first."""
+        return max(self.last_admission, self.last_refusal)
 
     def calls_in_use(self) -> int:
         """Calls in flight as the concurrency dimension counts them, micro-units. `fold` first."""
-        return max((held.in_use for held in self.stocks.values() if isinstance(held, stock.CallStock)), default=0)
+        return max(
+            (held.in_use for held in self.stocks.values() if isinstance(held, stock.CallStock)), default=0
+        )
 
     def held(self) -> dict[str, int]:
         """Upper bound of what counts against the limit, micro-units by dimension. `fold` first."""
@@ -444,7 +578,7 @@ class Limiter:
 
     def waiting_cost(self) -> dict[str, int]:
         """Largest waiting cost of each dimension."""
-        largest: dict[str, int] = {}
+        largest: dict[str, int] = {name: units for name, units in self.backlog.items() if name in self.stocks}
         for waiter in self.waiters:
             for name, amount in zip(self._names, waiter.cost, strict=False):
                 if amount > largest.get(name, 0):
@@ -460,15 +594,19 @@ class Limiter:
         for name, held in self.stocks.items():
             if not isinstance(held, stock.RateStock):
                 continue
-            cooling.extend(messages.CoolingPart(name, amount, seconds)
-                           for seconds, amount in merge_parts(list(held.cooling(now)), parts_max))
+            cooling.extend(
+                messages.CoolingPart(name, amount, seconds)
+                for seconds, amount in merge_parts(list(held.cooling(now)), parts_max)
+            )
             refundable[name] = max(0, held.admitted_total - self._settled(name))
         result = messages.Holdings(
             held=self.held(),
             cooling=tuple(cooling),
             refundable=refundable,
             largest_cost={n: self.largest_cost.get(n, quantity.MICRO) for n in refundable},
-            admitted_total={n: h.admitted_total for n, h in self.stocks.items() if isinstance(h, stock.RateStock)},
+            admitted_total={
+                n: h.admitted_total for n, h in self.stocks.items() if isinstance(h, stock.RateStock)
+            },
             overdraft_total=dict(self._totals.overdraft),
         )
         self.reopen(now)

@@ -154,8 +154,9 @@ class RateStock:
         self.in_use += cost
 
     def settle_reserved(self, instant: float, reserved: int, actual: int) -> None:
-        """Of `reserved`, `actual` was used and cools from `instant`; the rest is free, or what is above, debt."""
+        """Of `reserved`, `actual` was used and cools from `instant`; the rest is free, what is above is debt."""
         self.in_use -= reserved
+        self.admitted_total += max(0, actual - reserved)
         leaving = min(self.owed, reserved)
         self.owed -= leaving
         slot = self.bucket(instant) % _RING
@@ -165,6 +166,23 @@ class RateStock:
         self.free += (reserved - leaving) - (actual - min(leaving, actual))
         self.level = min(self.burst, self.level + max(0, reserved - actual))
 
+    def recharge(self, admitted_at: float, instant: float, cost: int) -> None:
+        """What was charged at `admitted_at` cools from `instant` on, not earlier."""
+        if self.bucket(admitted_at) != self.bucket(instant):
+            level, total = self.level, self.admitted_total
+            self.refund(admitted_at, cost)
+            self.charge(instant, cost)
+            self.level, self.admitted_total = level, total
+
+    def take_over(self, old: "RateStock", now: float) -> None:
+        """Own what `old` owned; what is not free there cools here from `now` on, over the whole new window."""
+        self.cap, self.free, self.returning = old.cap, old.free, old.returning + old.owed
+        self.level = min(old.level, self.burst)
+        self.admitted_total, self.credit_max = old.admitted_total, old.credit_max
+        slot = self.bucket(now) % _RING
+        self._kept[slot] = old.cap - old.free
+        self._returning[slot] = self.returning
+
     def refund(self, admitted_at: float, amount: int) -> None:
         """Units charged at `admitted_at` were not used after all; a no-op once they have cooled."""
         number = self.bucket(admitted_at)
@@ -173,8 +191,10 @@ class RateStock:
         slot = number % _RING
         leaving = 0
         if self.returning:
-            leaving = min(amount * self._returning[slot] // max(1, self._kept[slot] + self._returning[slot]),
-                          self._returning[slot])
+            leaving = min(
+                amount * self._returning[slot] // max(1, self._kept[slot] + self._returning[slot]),
+                self._returning[slot],
+            )
             self._returning[slot] -= leaving
             self.returning -= leaving
         self._kept[slot] -= amount - leaving
@@ -235,7 +255,7 @@ class RateStock:
                 yield max(0.0, (number + 1 + BUCKETS) * self.width - now), amount
 
     def seconds_until(self, cost: int, now: float) -> float:
-        """Seconds until `cost` can be admitted if nothing else happens; infinity if time alone is not enough."""
+        """Seconds until `cost` can be admitted if nothing else happens; infinity if time is not enough."""
         pace_seconds = 0.0
         wanted = min(float(cost), self.burst)
         if self.level < wanted:
