@@ -252,12 +252,11 @@ def test_scenes_are_played_by_two_fleets_and_nothing_is_left(tmp_path: pathlib.P
         for name in plan.WORKERS:
             is_killed = name == plan.KILLED_WORKER
             assert has_event(fleet.logs.worker(name), "leave") is not is_killed
-    assert state.leased.done == auditor.audit(first.logs.provider).requests_done
-    idle_events = journal.read(first.logs.worker(plan.IDLE_WORKER))
-    assert [event["event"] for event in idle_events if event["event"] in ("idle", "resume")] == [
-        "idle",
-        "resume",
-    ]
+    # An answer that was sent may not have been read when its worker ended.
+    answered = auditor.audit(first.logs.provider).requests_done
+    assert answered - wanted.limits.concurrency <= state.leased.done <= answered
+    idle_events = [event["event"] for event in journal.read(first.logs.worker(plan.IDLE_WORKER))]
+    assert idle_events.index("idle") < idle_events.index("resume")
     last_ns = journal.read(first.logs.worker(plan.KILLED_WORKER))[-1]["mono_ns"]
     assert played.begin_ns < last_ns < played.kill_ns + 10_000_000 < played.end_ns
     shown_text = (tmp_path / "shown").read_text()
