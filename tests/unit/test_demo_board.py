@@ -165,4 +165,4 @@ def test_on_a_terminal_a_picture_shows_shares_and_changes(state: board.Board, lo
     drawn = output.getvalue()
     assert "one worker alone" in drawn and "164 s to go" in drawn
     assert "worker-a has 40 concurrent" in drawn
-    assert "worker-d" in drawn and "not started" in drawn
+    assert "worker-d" in drawn and "to come" in drawn

@@ -23,7 +23,7 @@ MESSAGES_KEPT = 6
 class WorkerState(enum.StrEnum):
     """What a worker is doing."""
 
-    ABSENT = "not started"
+    ABSENT = "to come"
     STARTING = "starting"
     WORKING = "working"
     PAUSED = "paused"

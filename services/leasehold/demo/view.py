@@ -5,9 +5,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from leasehold.demo import board, plan, windows
-from rich import box, console, live, progress_bar, table, text
+from rich import box, console, live, table, text
 
-BAR_WIDTH = 14
+BAR_WIDTH = 6
 LINE_EVERY_SECONDS = 10.0
 
 
@@ -104,36 +104,35 @@ def picture(state: board.Board) -> console.Group:
 
 def _workers(state: board.Board) -> table.Table:
     fleet = state.leased
-    drawn = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("worker", "", "concurrent", "", f"requests / {fleet.limits.window_seconds:g} s", ""):
-        drawn.add_column(column)
-    drawn.add_column(f"tokens / {fleet.limits.window_seconds:g} s")
-    for column in ("", "running", "done", "done, static"):
-        drawn.add_column(column, justify="right")
+    drawn = table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("worker", "", "concurrent", "requests", "tokens"):
+        drawn.add_column(column, no_wrap=True)
+    for column in ("running", "done", "static"):
+        drawn.add_column(column, justify="right", no_wrap=True)
     for name, row in fleet.rows.items():
-        cells: list[console.RenderableType] = [name, str(row.state)]
-        for limit in (windows.Limit.CONCURRENCY, windows.Limit.REQUESTS, windows.Limit.TOKENS):
-            amount = row.share.get(limit, 0.0)
-            cells += [_bar(amount, getattr(fleet.limits, limit)), f"{amount:,.0f}"]
-        cells += [str(row.in_flight), str(row.done), str(state.static.rows[name].done)]
-        drawn.add_row(*cells)
+        shares = (
+            _bar(row.share.get(limit, 0.0), getattr(fleet.limits, limit))
+            for limit in (windows.Limit.CONCURRENCY, windows.Limit.REQUESTS, windows.Limit.TOKENS)
+        )
+        counts = (row.in_flight, row.done, state.static.rows[name].done)
+        drawn.add_row(name, row.state, *shares, *map(str, counts))
     return drawn
 
 
 def _uses(state: board.Board) -> table.Table:
     now_ns = time.monotonic_ns()
-    drawn = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    drawn.add_column("in use at the provider")
+    drawn = table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    drawn.add_column("in use", no_wrap=True)
     for fleet in (state.leased, state.static):
-        drawn.add_column(fleet.title)
-        drawn.add_column("", justify="right")
+        drawn.add_column(fleet.title, no_wrap=True)
+    drawn.add_column("limit", justify="right", no_wrap=True)
+    window = f" / {state.leased.limits.window_seconds:g} s"
     for limit in windows.Limit:
-        cells: list[console.RenderableType] = [str(limit)]
-        for fleet in (state.leased, state.static):
-            used, whole = getattr(fleet.use(now_ns), limit), getattr(fleet.limits, limit)
-            cells += [_bar(used, whole), f"{used:,} of {whole:,}"]
-        drawn.add_row(*cells)
-    drawn.add_row("429s", "", str(state.leased.rejected), "", str(state.static.rejected))
+        wholes = [getattr(fleet.limits, limit) for fleet in (state.leased, state.static)]
+        uses = [getattr(fleet.use(now_ns), limit) for fleet in (state.leased, state.static)]
+        bars = map(_bar, uses, wholes)
+        drawn.add_row(limit + ("" if limit is windows.Limit.CONCURRENCY else window), *bars, f"{wholes[0]:,}")
+    drawn.add_row("answered 429", str(state.leased.rejected), str(state.static.rejected))
     return drawn
 
 
@@ -141,5 +140,8 @@ def _messages(state: board.Board) -> list[text.Text]:
     return [text.Text(message, style="dim", overflow="ellipsis", no_wrap=True) for message in state.messages]
 
 
-def _bar(amount: float, whole: float) -> progress_bar.ProgressBar:
-    return progress_bar.ProgressBar(total=whole, completed=min(amount, whole), width=BAR_WIDTH)
+def _bar(amount: float, whole: float) -> str:
+    """`amount` of `whole` as a bar and as a number."""
+    filled = round(min(amount / whole, 1.0) * BAR_WIDTH)
+    number = f"{amount:.0f}" if amount < 10_000 else f"{amount / 1000:.0f}k"
+    return f"{'█' * filled}{'░' * (BAR_WIDTH - filled)} {number:>4}"
