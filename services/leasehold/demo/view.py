@@ -99,7 +99,8 @@ def picture(state: board.Board) -> console.Group:
     heading = text.Text.assemble(
         (f"{scene.name}", "bold"), f"   {state.elapsed_seconds:.0f} s, {left_seconds:.0f} s to go"
     )
-    return console.Group(heading, _workers(state), _uses(state), *_messages(state))
+    gap = text.Text()
+    return console.Group(heading, gap, _workers(state), gap, _uses(state), gap, *_messages(state))
 
 
 def _workers(state: board.Board) -> table.Table:
