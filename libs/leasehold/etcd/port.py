@@ -285,7 +285,8 @@ def chunks(ops: Sequence[Op], ops_max: int, *, bytes_max: int = 1 << 20) -> Iter
         raise errors.InvalidArgument("ops_max is at least 1", field="ops_max")
     start, size_bytes = 0, 0
     for index, op in enumerate(ops):
-        op_bytes = len(op.key) + (len(op.value) if isinstance(op, Put) else 0)
+        key_bytes = len(op.key.encode("utf-8", "surrogateescape"))
+        op_bytes = key_bytes + (len(op.value) if isinstance(op, Put) else 0)
         if index > start and (index - start >= ops_max or size_bytes + op_bytes > bytes_max):
             yield ops[start:index]
             start, size_bytes = index, 0
