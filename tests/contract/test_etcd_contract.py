@@ -292,6 +292,12 @@ async def test_an_impossible_transaction_is_refused_and_changes_nothing(
     assert (await etcd.get_prefix(key)).records == ()
 
 
+async def test_a_transaction_of_compares_alone_tells_whether_they_hold(etcd: port.EtcdPort, key: str) -> None:
+    revision = await etcd.put(key, b"epoch")
+    assert await etcd.txn([Compare.value(key, b"epoch")], []) == port.TxnResult(True, revision)
+    assert await etcd.txn([Compare.value(key, b"other")], []) == port.TxnResult(False, revision)
+
+
 async def test_overlapping_deletes_are_allowed(etcd: port.EtcdPort, key: str) -> None:
     await etcd.put(key, b"")
     assert (await etcd.txn([], [Delete(key), Delete(key, is_prefix=True)])).deleted == 1
@@ -371,7 +377,7 @@ async def test_a_lease_of_no_time_is_refused(etcd: port.EtcdPort) -> None:
 
 
 async def test_a_kept_lease_outlives_its_ttl_several_times(world: World, etcd: port.EtcdPort, key: str) -> None:
-    asked_at = world.clock.monotonic()
+    asked_at = world.clock.now()
     lease = await etcd.grant_lease(1)
     await etcd.put(key, b"", lease_id=lease.lease_id)
     async with keeper.LeaseKeeper(etcd, lease, granted_at=asked_at, clock=world.clock) as kept:
@@ -382,7 +388,7 @@ async def test_a_kept_lease_outlives_its_ttl_several_times(world: World, etcd: p
 
 
 async def test_a_keeper_tells_when_its_lease_is_gone(world: World, etcd: port.EtcdPort) -> None:
-    asked_at = world.clock.monotonic()
+    asked_at = world.clock.now()
     lease = await etcd.grant_lease(2)
     async with keeper.LeaseKeeper(etcd, lease, granted_at=asked_at, clock=world.clock) as kept:
         await etcd.revoke_lease(lease.lease_id)
@@ -570,10 +576,10 @@ async def test_resigning_hands_over_without_waiting_for_the_ttl(
     first = await world.within(10, a.campaign())
     waiting = asyncio.create_task(b.campaign())
     await world.within(10, b.observer.wait_until(is_led_by("a")))
-    resigned_at = world.clock.monotonic()
+    resigned_at = world.clock.now()
     assert await a.resign()
     second = await world.within(10, waiting)
-    assert world.clock.monotonic() - resigned_at < 1
+    assert world.clock.now() - resigned_at < 1
     assert second.revision > first.revision
     assert not a.lost.is_set()
     await world.within(10, a.observer.wait_until(is_led_by("b")))

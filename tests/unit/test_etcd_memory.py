@@ -120,7 +120,7 @@ async def test_the_shorter_of_two_leases_ends_first_for_a_watch(
         for _ in range(2):
             event = await anext(watch)
             assert isinstance(event, port.KeyDeleted)
-            ended.append((event.key, manual.monotonic()))
+            ended.append((event.key, manual.now()))
 
     recording = asyncio.create_task(record())
     await manual.advance(30)
@@ -222,7 +222,7 @@ async def test_releasing_tells_whether_etcd_confirmed(
 ) -> None:
     for is_reachable in (True, False):
         lease = await etcd.grant_lease(9)
-        kept = keeper.LeaseKeeper(etcd, lease, granted_at=manual.monotonic(), clock=manual)
+        kept = keeper.LeaseKeeper(etcd, lease, granted_at=manual.now(), clock=manual)
         kept.start()
         if not is_reachable:
             etcd.go_away()

@@ -86,6 +86,14 @@ def test_a_transaction_is_encoded_as_etcd_expects() -> None:
     )
 
 
+def test_compares_alone_are_sent_with_a_read_so_that_etcd_answers_no_stale_state() -> None:
+    request = codec.txn_request([port.Compare.value("/epoch", b"1")], [], [])
+    assert request.success == [rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=b"/epoch"))]
+    answer = rpc_pb2.TxnResponse(succeeded=True)
+    answer.responses.add().response_range.SetInParent()
+    assert codec.txn_result([], answer) == port.TxnResult(succeeded=True, revision=0)
+
+
 # -- settings
 
 

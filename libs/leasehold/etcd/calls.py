@@ -6,14 +6,14 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
-import structlog
 from leasehold.core import errors
 from leasehold.etcd import clock as clocks
 from leasehold.etcd import failures
 from leasehold.etcd import settings as configuration
 from leasehold.etcd.wire import rpc_pb2, rpc_pb2_grpc
+from leasehold.observe import logs
 
-_log = structlog.get_logger(__name__)
+_log = logs.get_logger(__name__)
 
 _RETRY_SECONDS = 0.05
 _LOGINS_PER_CALL = 2
@@ -113,7 +113,7 @@ class Calls:
     async def _call(
         self, method: Method[Request, Answer], request: Request, *, is_write: bool, is_anonymous: bool = False
     ) -> Answer:
-        deadline = self._clock.monotonic() + self.settings.call_timeout_seconds
+        deadline = self._clock.now() + self.settings.call_timeout_seconds
         tries = logins = 0
         while True:
             if self._closed:
@@ -144,7 +144,7 @@ class Calls:
 
     def _try_seconds(self, deadline: float, tries: int, is_write: bool) -> float:
         """A read leaves time for the endpoints not asked yet; a write gets only one chance."""
-        remaining = max(0.0, deadline - self._clock.monotonic())
+        remaining = max(0.0, deadline - self._clock.now())
         return remaining if is_write else remaining / max(1, len(self._endpoints) - tries)
 
     async def _may_try_again(
@@ -164,7 +164,7 @@ class Calls:
         if is_write and retry is failures.Retry.READS:
             return False
         pause = _RETRY_SECONDS if tries % len(self._endpoints) == 0 else 0.0
-        if self._clock.monotonic() + pause >= deadline:
+        if self._clock.now() + pause >= deadline:
             return False
         await self._clock.sleep(pause)
         return True
@@ -174,7 +174,7 @@ class Calls:
         if len(self._endpoints) == 1 or endpoint is not self.current():
             return
         self._current = (self._current + 1) % len(self._endpoints)
-        _log.warning("etcd endpoint left", endpoint=endpoint.target, to=self.current().target, reason=reason)
+        _log.warning("etcd_endpoint_left", endpoint=endpoint.target, to=self.current().target, reason=reason)
         for watch in tuple(endpoint.watches):
             watch.cancel()
 

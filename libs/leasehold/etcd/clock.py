@@ -1,32 +1,24 @@
-"""Time as an input of this package.
+"""Time as an input of this package: `runtime.clock`, and waiting for time to pass.
 
-`Clock` is structural: anything with ``monotonic()`` and ``sleep()`` will do. `SystemClock` is the real one,
-`ManualClock` stands still until a test moves it.
+`SystemClock` is the real one, `ManualClock` stands still until a test moves it.
 """
 
 import asyncio
-import time
 from typing import Protocol
 
+from leasehold.runtime import clock
 
-class Clock(Protocol):
-    """Seconds since some fixed instant, and a way to wait for them to pass."""
 
-    def monotonic(self) -> float:
-        """Seconds; never goes back, differences are what counts."""
-        ...
+class Clock(clock.Clock, Protocol):
+    """A clock that can also be waited for."""
 
     async def sleep(self, seconds: float) -> None:
         """Returns once ``seconds`` have passed on this clock; at once, if not positive."""
         ...
 
 
-class SystemClock:
+class SystemClock(clock.MonotonicClock):
     """CLOCK_MONOTONIC and the event loop's timers."""
-
-    def monotonic(self) -> float:
-        """Seconds of CLOCK_MONOTONIC."""
-        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         """Sleeps in the event loop."""
@@ -40,12 +32,12 @@ class ManualClock:
     _SETTLING_TURNS = 50
 
     def __init__(self) -> None:
-        self._now = 0.0
+        self._now_seconds = 0.0
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
 
-    def monotonic(self) -> float:
+    def now(self) -> float:
         """Seconds by which this clock was advanced so far."""
-        return self._now
+        return self._now_seconds
 
     async def sleep(self, seconds: float) -> None:
         """Returns once `advance` has moved the clock that far."""
@@ -53,27 +45,27 @@ class ManualClock:
             await asyncio.sleep(0)
             return
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self._now + seconds, woken))
+        self._sleepers.append((self._now_seconds + seconds, woken))
         await woken
 
     async def advance(self, seconds: float) -> None:
         """Moves the clock, stopping at each sleeper's instant on the way and letting the woken tasks run."""
-        target = self._now + seconds
+        target = self._now_seconds + seconds
         await self.settle()
-        while True:
-            self._sleepers = [(due, woken) for due, woken in self._sleepers if not woken.done()]
-            instant = min((due for due, _ in self._sleepers if due <= target), default=None)
-            if instant is None:
-                break
-            self._now = max(self._now, instant)
+        while (instant := self._next_instant(target)) is not None:
+            self._now_seconds = max(self._now_seconds, instant)
             for due, woken in self._sleepers:
-                if due <= self._now:
+                if due <= self._now_seconds:
                     woken.set_result(None)
             await self.settle()
-        self._now = target
+        self._now_seconds = target
         await self.settle()
 
     async def settle(self) -> None:
         """Lets every task that waits for nothing but other tasks run until it waits for time or a caller."""
         for _ in range(self._SETTLING_TURNS):
             await asyncio.sleep(0)
+
+    def _next_instant(self, target: float) -> float | None:
+        self._sleepers = [(due, woken) for due, woken in self._sleepers if not woken.done()]
+        return min((due for due, _ in self._sleepers if due <= target), default=None)

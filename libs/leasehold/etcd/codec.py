@@ -48,12 +48,18 @@ def event(wire: kv_pb2.Event) -> port.KeyPut | port.KeyDeleted:
 def txn_request(
     compares: Sequence[port.Compare], then: Sequence[port.Op], otherwise: Sequence[port.Op]
 ) -> rpc_pb2.TxnRequest:
-    """A transaction on the wire."""
+    """A transaction on the wire.
+
+    One without operations gets a read: etcd answers compares alone from the member's own state, however old
+    that is, but with any read or write beside them only after agreement with the leader.
+    """
     request = rpc_pb2.TxnRequest()
     for compare in compares:
         _fill_compare(compare, request.compare.add())
     _fill_ops(then, request.success)
     _fill_ops(otherwise, request.failure)
+    if compares and not then and not otherwise:
+        request.success.add().request_range.key = request.compare[0].key
     return request
 
 

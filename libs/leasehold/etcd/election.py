@@ -15,14 +15,14 @@ import random
 from dataclasses import dataclass
 from types import TracebackType
 
-import structlog
 from leasehold.core import errors
 from leasehold.etcd import clock as clocks
 from leasehold.etcd import keeper as keepers
 from leasehold.etcd import observer as observers
 from leasehold.etcd import port
+from leasehold.observe import logs
 
-_log = structlog.get_logger(__name__)
+_log = logs.get_logger(__name__)
 
 _RETRY_SECONDS_MIN = 0.05
 _RETRY_SECONDS_MAX = 1.0
@@ -109,11 +109,11 @@ class Election:
         failures = 0
         while True:
             await self.observer.wait_until(lambda leader: leader is None)
-            asked_at = self._clock.monotonic()
+            asked_at = self._clock.now()
             try:
                 lease = await self._etcd.grant_lease(self._ttl_seconds)
             except _TRANSIENT as error:
-                _log.warning("candidate got no etcd lease", candidate=self._candidate_id, error=error.message)
+                _log.warning("candidate_got_no_lease", candidate=self._candidate_id, error=error.message)
                 await self._pause(failures)
                 failures += 1
                 continue
@@ -163,7 +163,7 @@ class Election:
             except errors.NotFound:
                 return None
             except _TRANSIENT as error:
-                _log.warning("candidacy unanswered", candidate=self._candidate_id, error=error.message)
+                _log.warning("candidacy_unanswered", candidate=self._candidate_id, error=error.message)
                 await self._pause(failures)
                 failures += 1
                 continue
@@ -181,7 +181,7 @@ class Election:
     def _reign_with(self, keeper: keepers.LeaseKeeper, won: Won) -> None:
         self.lost, self.lost_reason = asyncio.Event(), ""
         self._reign = _Reign(keeper, asyncio.create_task(self._guard(keeper, won)))
-        _log.info("elected", candidate=self._candidate_id, revision=won.revision)
+        _log.info("leader_elected", candidate=self._candidate_id, revision=won.revision)
 
     async def _guard(self, keeper: keepers.LeaseKeeper, won: Won) -> None:
         """Sets ``lost`` as soon as the lease is lost or the key is seen gone or taken."""
@@ -199,7 +199,7 @@ class Election:
         if not held.cancelled() and (failure := held.exception()):
             self.lost_reason = str(failure)
         self.lost.set()
-        _log.warning("leadership lost", candidate=self._candidate_id, reason=self.lost_reason)
+        _log.warning("leadership_lost", candidate=self._candidate_id, reason=self.lost_reason)
 
     async def _pause(self, failures: int) -> None:
         seconds = min(_RETRY_SECONDS_MAX, _RETRY_SECONDS_MIN * 2 ** min(failures, 10))

@@ -9,12 +9,12 @@ import asyncio
 import contextlib
 from types import TracebackType
 
-import structlog
 from leasehold.core import errors
 from leasehold.etcd import clock as clocks
 from leasehold.etcd import port
+from leasehold.observe import logs
 
-_log = structlog.get_logger(__name__)
+_log = logs.get_logger(__name__)
 
 _RETRIES_PER_PERIOD = 5
 """After a failed renewal the next is tried after this part of the renewal period."""
@@ -42,7 +42,7 @@ class LeaseKeeper:
     @property
     def remaining_seconds(self) -> float:
         """How long the lease lasts for certain if no further renewal succeeds; 0 once it is lost."""
-        return 0.0 if self.lost.is_set() else max(0.0, self._expires_at - self._clock.monotonic())
+        return 0.0 if self.lost.is_set() else max(0.0, self._expires_at - self._clock.now())
 
     def start(self) -> None:
         """Starts renewing; at most once."""
@@ -68,14 +68,14 @@ class LeaseKeeper:
         failed = False
         while not self.lost.is_set():
             period = self._ttl_seconds / 3
-            due_at = self._clock.monotonic() + period / _RETRIES_PER_PERIOD if failed else sent_at + period
-            await self._clock.sleep(due_at - self._clock.monotonic())
-            sent_at = self._clock.monotonic()
+            due_at = self._clock.now() + period / _RETRIES_PER_PERIOD if failed else sent_at + period
+            await self._clock.sleep(due_at - self._clock.now())
+            sent_at = self._clock.now()
             try:
                 self._ttl_seconds = await self._etcd.keep_alive(self.lease.lease_id)
             except (errors.Unavailable, errors.DeadlineExceeded, errors.ResourceExhausted) as error:
                 failed = True
-                _log.warning("etcd lease not renewed", lease=f"{self.lease.lease_id:x}", error=error.message)
+                _log.warning("etcd_lease_not_renewed", lease=f"{self.lease.lease_id:x}", error=error.message)
             except errors.LeaseholdError as error:
                 self._lose(error.message)
             else:

@@ -69,7 +69,7 @@ class MemoryCluster:
         """The server starts with all that it had; every lease begins its TTL anew, as in etcd."""
         if self._away:
             self._away = False
-            self._store.restart_leases(self._clock.monotonic())
+            self._store.restart_leases(self._clock.now())
         self.announce()
 
     def wipe(self) -> None:
@@ -88,12 +88,12 @@ class MemoryCluster:
     def store(self) -> memory_store.Store:
         """The records as of now; leases that are due have ended."""
         if not self._away:
-            self._store.expire(self._clock.monotonic())
+            self._store.expire(self._clock.now())
         return self._store
 
     def now(self) -> float:
         """Seconds on the cluster's clock."""
-        return self._clock.monotonic()
+        return self._clock.now()
 
     def next_change(self) -> asyncio.Event:
         """Set by the next change of the records, or of a fault."""
@@ -120,7 +120,7 @@ class MemoryCluster:
         self._expiry = asyncio.create_task(self._expire_at(due))
 
     async def _expire_at(self, due: float) -> None:
-        await self._clock.sleep(due - self._clock.monotonic())
+        await self._clock.sleep(due - self._clock.now())
         self._expiry = None
         self.store()
         self.announce()

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-import structlog
 from leasehold.core import errors
 from leasehold.etcd import port
+from leasehold.observe import logs
 
-_log = structlog.get_logger(__name__)
+_log = logs.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def decode(record: port.KeyValue) -> Leader:
         value = json.loads(record.value)
         return Leader(str(value["id"]), str(value["address"]), record.create_revision)
     except (ValueError, TypeError, KeyError):
-        _log.warning("leader's record is unreadable", key=record.key, revision=record.mod_revision)
+        _log.warning("leader_record_unreadable", key=record.key, revision=record.mod_revision)
         return Leader("", "", record.create_revision)
 
 

@@ -5,14 +5,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc.aio
-import structlog
 from leasehold.core import errors
 from leasehold.etcd import calls as wire_calls
 from leasehold.etcd import clock as clocks
 from leasehold.etcd import codec, failures, port
 from leasehold.etcd.wire import rpc_pb2
+from leasehold.observe import logs
 
-_log = structlog.get_logger(__name__)
+_log = logs.get_logger(__name__)
 
 _PAUSE_SECONDS_MIN = 0.05
 _PAUSE_SECONDS_MAX = 1.0
@@ -143,20 +143,20 @@ class _Follower:
             try:
                 events = await self._step()
             except _Compacted:
-                _log.warning("watch fell behind a compaction", prefix=self._prefix, at=self._next_revision)
+                _log.warning("watch_fell_behind_compaction", prefix=self._prefix, at=self._next_revision)
                 self.close()
                 self._next_revision = None
             except errors.PermissionDenied as error:
                 self.close()
                 if self._refused_token is not None:
                     raise
-                _log.info("watch refused; logging in again", prefix=self._prefix, error=error.message)
+                _log.info("watch_refused", prefix=self._prefix, error=error.message)
                 self._refused_token = self._calls.token
             except _TRANSIENT as error:
                 self.close()
                 if self._calls.is_closed:
                     raise
-                _log.warning("watch interrupted", prefix=self._prefix, error=error.message)
+                _log.warning("watch_interrupted", prefix=self._prefix, error=error.message)
                 await self._pause()
             else:
                 self._failed, self._refused_token = 0, None
