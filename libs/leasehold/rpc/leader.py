@@ -19,7 +19,7 @@ _log = logs.get_logger(__name__)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-Unary = Callable[[grpc.aio.Channel], "grpc.aio.UnaryUnaryMultiCallable[Request, Response]"]
+Unary = Callable[[grpc.aio.Channel], grpc.aio.UnaryUnaryMultiCallable[Request, Response]]
 
 # Two servers that each name the other, during an election, must not be asked in a tight circle.
 _HINTS_MAX: Final = 3

@@ -86,6 +86,8 @@ class Server:
         self._on_drain: list[Callable[[], None]] = []
         self._server: grpc.aio.Server | None = None
         self._health: health.Health | None = None
+        self._stops: set[asyncio.Future[None]] = set()
+        self._stopped = asyncio.Event()
         self.draining = asyncio.Event()
         self.bound: tuple[str, ...] = ()
 
@@ -157,17 +159,27 @@ class Server:
             except Exception:  # noqa: BLE001  one callback must not keep the others, or the stop, from happening
                 _log.exception("drain_callback_failed")
         await asyncio.sleep(self._drain.notice_seconds)
-        await self._running_server().stop(self._drain.grace_seconds)
-        _log.info("server_stopped")
+        await self._stop(self._drain.grace_seconds)
 
     async def stop_at_once(self) -> None:
-        """Cancel every call and end."""
+        """Cancel every call and end, also in the midst of a drain."""
         self.draining.set()
-        await self._running_server().stop(None)
+        await self._stop(None)
 
     async def wait_stopped(self) -> None:
         """Wait until the server has ended, however it came to that."""
-        await self._running_server().wait_for_termination()
+        await self._stopped.wait()
+
+    async def _stop(self, grace_seconds: float | None) -> None:
+        # gRPC's own waits share one bare future: whoever is cancelled while awaiting it cancels it for all, and
+        # the next stop returns before the calls have ended. So they run in tasks that nobody cancels.
+        stop = asyncio.ensure_future(self._running_server().stop(grace_seconds))
+        self._stops.add(stop)
+        stop.add_done_callback(self._stops.discard)
+        await asyncio.shield(stop)
+        if not self._stopped.is_set():
+            self._stopped.set()
+            _log.info("server_stopped")
 
     def _running_server(self) -> grpc.aio.Server:
         if self._server is None:

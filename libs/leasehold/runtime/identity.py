@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import select
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,20 +44,23 @@ class ProcessIdentity:
 
 def boot_id() -> str:
     """Id of this boot of the host, read anew: the same in every container on it."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with _told_as_core_errors("the boot id cannot be read"):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def pid_namespace() -> int:
     """Inode of the PID namespace of this process."""
-    return os.stat("/proc/self/ns/pid").st_ino
+    with _told_as_core_errors("the PID namespace cannot be read"):
+        return os.stat("/proc/self/ns/pid").st_ino
 
 
 def start_time_ticks(pid: int) -> int | None:
     """Clock ticks from boot to the start of `pid`; None if /proc does not show such a process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None
+    with _told_as_core_errors(f"the start of process {pid} cannot be read"):
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return None
     # The second field, the command in parentheses, may itself hold spaces and parentheses.
     fields_from_third = stat.rpartition(")")[2].split()
     return int(fields_from_third[_START_TIME_FIELD - 3])
@@ -98,12 +102,11 @@ def open_pidfd(identity: ProcessIdentity) -> int | None:
     if not is_local(identity):
         raise errors.FailedPrecondition(f"{identity} is on another boot or in another PID namespace")
     _require_own_proc()
-    try:
-        descriptor = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return None
-    except OSError as error:
-        raise _refusal(error, identity) from error
+    with _told_as_core_errors(f"{identity} cannot be opened"):
+        try:
+            descriptor = os.pidfd_open(identity.pid)
+        except ProcessLookupError:
+            return None
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(os.close, descriptor)
         ticks = start_time_ticks(identity.pid)
@@ -131,9 +134,14 @@ def _require_own_proc() -> None:
         raise errors.FailedPrecondition("/proc belongs to another PID namespace; mount it anew in this one")
 
 
-def _refusal(error: OSError, identity: ProcessIdentity) -> errors.LeaseholdError:
-    if error.errno in (errno.ENOSYS, errno.EPERM):
-        return errors.Unimplemented(f"this kernel gives no pidfd: {error.strerror}")
-    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return errors.ResourceExhausted(f"no descriptor left to watch {identity}: {error.strerror}")
-    return errors.FailedPrecondition(f"{identity} cannot be opened: {error.strerror}")
+@contextlib.contextmanager
+def _told_as_core_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        told = f"{what}: {error.strerror}"
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise errors.ResourceExhausted(told) from error
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            raise errors.Unimplemented(told) from error
+        raise errors.FailedPrecondition(told) from error
