@@ -8,16 +8,23 @@ from leasehold.core import errors
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="leasehold.allocator", description=config.Settings.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="leasehold allocator",
+        description="Run one replica of the allocator. A flag stands above its environment variable, LEASEHOLD_ and "
+        "its name in capitals; Postgres is told by LEASEHOLD_POSTGRES_DSN or --postgres-dsn-file.",
+    )
     for name, field in config.Settings.model_fields.items():
         if name == "postgres_dsn":
             # It carries a password, and argv is for everyone to read.
             continue
         flag = f"--{name.replace('_', '-')}"
+        shown = field.description or ""
         if field.annotation is bool:
-            parser.add_argument(flag, dest=name, action="store_const", const=True, default=None)
-        else:
-            parser.add_argument(flag, dest=name, default=None, metavar=name.upper())
+            parser.add_argument(flag, dest=name, action="store_const", const=True, default=None, help=shown)
+            continue
+        if field.default not in (None, ""):
+            shown += f" (default: {field.default})"
+        parser.add_argument(flag, dest=name, default=None, metavar="VALUE", help=shown)
     return parser
 
 

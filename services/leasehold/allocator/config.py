@@ -15,38 +15,39 @@ from leasehold.rpc import tls
 PREFIX = "LEASEHOLD_"
 
 
+def _setting(default: Any, description: str, **bounds: Any) -> Any:
+    return pydantic.Field(default, description=description, **bounds)
+
+
 class Settings(pydantic_settings.BaseSettings):
     """What an allocator must know. Each field is also `LEASEHOLD_` + its name in capitals."""
 
     model_config = pydantic_settings.SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
-    #: Where the gRPC API listens; anything but loopback needs the three tls_ files.
-    listen: str = "127.0.0.1:7400"
-    #: What holders are told to call while this allocator leads. Empty: `listen`.
-    advertise: str = ""
-    #: Comma-separated host:port.
-    etcd_endpoints: str = "127.0.0.1:2379"
-    etcd_prefix: str = "/leasehold"
-    etcd_ca_file: str | None = None
-    etcd_certificate_file: str | None = None
-    etcd_key_file: str | None = None
-    etcd_user: str | None = None
-    etcd_password_file: pathlib.Path | None = None
-    #: etcd's --max-txn-ops.
-    etcd_txn_ops_max: int = pydantic.Field(128, ge=2, le=100_000)
-    #: libpq connection string; better from the environment or a file than from a flag, for it has a password.
-    postgres_dsn: str = pydantic.Field("", repr=False)
-    postgres_dsn_file: pathlib.Path | None = None
-    #: YAML file of budgets, applied at start and whenever it changes.
-    budgets_file: pathlib.Path | None = None
-    #: How long the others wait, at least, after the leader was lost.
-    election_ttl_seconds: int = pydantic.Field(2, ge=1, le=60)
-    accept_new_etcd: bool = False
-    tls_certificate_file: pathlib.Path | None = None
-    tls_key_file: pathlib.Path | None = None
-    tls_ca_file: pathlib.Path | None = None
-    log_format: str = "auto"
-    log_level: str = "info"
+    listen: str = _setting(
+        "127.0.0.1:7400", "host:port of the gRPC API; beyond loopback only with the tls files"
+    )
+    advertise: str = _setting("", "host:port that holders are told while this one leads (default: listen)")
+    etcd_endpoints: str = _setting("127.0.0.1:2379", "host:port of etcd's members, comma-separated")
+    etcd_prefix: str = _setting("/leasehold", "prefix of every key in etcd")
+    etcd_ca_file: str | None = _setting(None, "PEM of the authorities of etcd's certificate")
+    etcd_certificate_file: str | None = _setting(None, "PEM of this client's certificate")
+    etcd_key_file: str | None = _setting(None, "PEM of this client's key")
+    etcd_user: str | None = _setting(None, "user of etcd's own authentication")
+    etcd_password_file: pathlib.Path | None = _setting(None, "file with that user's password")
+    etcd_txn_ops_max: int = _setting(128, "etcd's --max-txn-ops", ge=2, le=100_000)
+    postgres_dsn: str = _setting("", "libpq connection string; not a flag, for it has a password", repr=False)
+    postgres_dsn_file: pathlib.Path | None = _setting(None, "file with the libpq connection string")
+    budgets_file: pathlib.Path | None = _setting(None, "YAML file of budgets, followed while it changes")
+    election_ttl_seconds: int = _setting(2, "how long the others wait after the leader is lost", ge=1, le=60)
+    accept_new_etcd: bool = _setting(False, "take an etcd that Postgres does not know as a new generation")
+    tls_certificate_file: pathlib.Path | None = _setting(None, "PEM of the API's certificate")
+    tls_key_file: pathlib.Path | None = _setting(None, "PEM of the API's key")
+    tls_ca_file: pathlib.Path | None = _setting(
+        None, "PEM of the authorities that clients' certificates come from"
+    )
+    log_format: str = _setting("auto", "auto, json or console")
+    log_level: str = _setting("info", "debug, info, warning or error")
 
     @property
     def candidate_id(self) -> str:

@@ -515,7 +515,8 @@ class BudgetMachine:
 
     def _answer_acquires(self, now: float) -> None:
         for holder, (held, token, until) in list(self._waiting_acquires.items()):
-            self.rebalancer.settle(self.book, held)
+            if self.rebalancer.settle(self.book, held):
+                self._note_shares(held, now)
             if held.caps == held.target and any(held.caps):
                 del self._waiting_acquires[holder]
                 self._answers.append(_Answer(held, 1, None, token, is_repeat=now > until))
