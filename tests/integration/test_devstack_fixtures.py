@@ -12,7 +12,8 @@ def test_each_test_gets_an_empty_database_that_keeps_writes_through_a_crash(post
     with psycopg.connect(postgres_dsn) as connection:
         tables = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
         settings = connection.execute(
-            "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes')"
+            "SELECT name, setting FROM pg_settings "
+            "WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes')"
         ).fetchall()
         connection.execute("CREATE TABLE left_behind ()")
 

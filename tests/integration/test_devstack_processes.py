@@ -1,6 +1,7 @@
 """Child processes for real: recorded before they run, ended by identity, never a stranger with an old PID."""
 
 import dataclasses
+import fcntl
 import os
 import signal
 import subprocess
@@ -208,6 +209,24 @@ def test_leftovers_are_ended_by_identity_and_a_reused_pid_is_not_signalled(tmp_p
         finally:
             leftover.kill()
             stranger.kill()
+
+
+def test_a_folder_is_waited_for_while_a_dying_owners_child_still_has_its_lock(tmp_path: Path) -> None:
+    """Between fork and exec a child has a copy of the lock; here one keeps it a moment longer."""
+    with (tmp_path / "owner.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        child = subprocess.Popen(["sleep", "0.2"], pass_fds=[lock.fileno()])
+
+    with child, devstack.Owner(tmp_path):
+        assert child.wait(timeout=0) == 0
+
+
+def test_a_folder_whose_lock_stays_with_a_nameless_process_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "owner.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        with pytest.raises(errors.FailedPrecondition, match=r"already running on .*: a process holds its lock"):
+            devstack.Owner(tmp_path).acquire()
 
 
 def test_a_name_with_parentheses_and_spaces_does_not_hide_the_start_time(tmp_path: Path) -> None:

@@ -253,12 +253,35 @@ def test_what_a_killed_owner_left_frozen_is_ended_and_nothing_else(
         insert(stack, "works again")
 
 
+def test_an_owner_killed_while_the_cluster_is_made_leaves_no_half_of_it(
+    tmp_path: Path, start_owner: StartOwner
+) -> None:
+    owner = start_owner(tmp_path)
+    book = records.Records(tmp_path)
+    wait_until(lambda: "initdb" in [record.name for record in book.read()])
+    (initdb,) = [record.identity for record in book.read() if record.name == "initdb"]
+    wait_until(lambda: identity.descendants(initdb) != [])
+    family = [initdb, *identity.descendants(initdb)]
+    owner.kill()
+    owner.wait()
+    assert identity.is_alive(initdb)
+
+    devstack.end_leftovers(tmp_path, announce=lambda _: None)
+
+    assert not any(alive(family))
+    assert book.read() == []
+    with quiet_stack(tmp_path) as stack:
+        insert(stack, "made anew")
+    assert list((tmp_path / "postgres").glob("new-*")) == []
+
+
 def test_an_interrupt_while_starting_leaves_nothing(tmp_path: Path, start_owner: StartOwner) -> None:
     """The fetch of etcd hangs (a stand-in for apt that does) while PostgreSQL comes up; then Ctrl-C."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "apt-get").write_text(f"#!/bin/sh\necho $$ >{tmp_path}/fetching.new\n"
-                                   f"mv {tmp_path}/fetching.new {tmp_path}/fetching\nsleep 1000\n")  # fmt: skip
+    (tools / "apt-get").write_text(
+        f"#!/bin/sh\necho $$ >{tmp_path}/pid; mv {tmp_path}/pid {tmp_path}/fetching; sleep 1000\n"
+    )
     (tools / "apt-get").chmod(0o755)
     env = {"PATH": f"{tools}:{os.environ['PATH']}", "LEASEHOLD_CACHE_DIR": str(tmp_path / "cache")}
     owner = start_owner(tmp_path / "data", env=env)

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from leasehold.core import errors
 from leasehold.devstack import process
 
 _POLL_SECONDS = 0.1
+_WORKSHOP_PREFIX = ".new-"
 
 
 def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -49,10 +51,13 @@ def locked(folder: Path, *, announce: process.Announce, cancel: threading.Event)
 
 @contextlib.contextmanager
 def workshop(folder: Path) -> Iterator[Path]:
-    """A new folder beside the cached things, removed at the end. What is finished in it is renamed out of it,
-    so that nobody ever sees half a program under its final name.
+    """A new folder beside the cached things, removed at the end; for the holder of the folder's lock.
+
+    What is finished in it is renamed out of it, so that nobody ever sees half a program under its final name.
     """
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder, ignore_cleanup_errors=True) as path:
+    for left_behind in folder.glob(f"{_WORKSHOP_PREFIX}*"):  # by one that was killed at work
+        shutil.rmtree(left_behind, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_WORKSHOP_PREFIX, dir=folder, ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 

@@ -111,9 +111,11 @@ def thaw(identity: Identity) -> None:
 def kill(identity: Identity) -> None:
     """SIGKILL a process and its descendants and wait until they are gone (at most 5 s each).
 
-    The root goes first, so that it cannot answer the death of a child. Raises `FailedPrecondition` if one does
+    The root is stopped before the others are looked for, so that it starts no more, and goes first, so that it
+    cannot answer the death of a child. Raises `FailedPrecondition` if one does
     not go, `PermissionDenied` if it is another user's.
     """
+    send(identity, signal.SIGSTOP)
     family = [identity, *descendants(identity)]
     for member in family:
         send(member, signal.SIGKILL)
@@ -128,8 +130,12 @@ def kill(identity: Identity) -> None:
 def end(identity: Identity, stop_signal: signal.Signals, grace_seconds: float) -> bool:
     """Stop a process, frozen or not: ``stop_signal``, and after ``grace_seconds`` as `kill` does.
 
-    Returns False if it was gone already. Raises as `kill` does.
+    With SIGKILL it is `kill` at once. Returns False if it was gone already. Raises as `kill` does.
     """
+    if stop_signal is signal.SIGKILL:
+        was_alive = is_alive(identity)
+        kill(identity)
+        return was_alive
     if not send(identity, stop_signal):
         return False
     thaw(identity)

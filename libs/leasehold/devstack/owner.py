@@ -1,5 +1,6 @@
 """One owner at a time for a data folder, and how others find it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,7 +14,9 @@ from leasehold.core import errors
 from leasehold.devstack import identity
 
 FILE_NAME = "owner.lock"
-_HANDOVER_SECONDS = 1.0  # for another process to write its name after it has locked
+# For another process to write its name after it has locked; and for a child that a killed owner had just forked
+# to get to its exec, which closes its copy of the lock.
+_NAMELESS_SECONDS = 2.0
 
 
 class Owner:
@@ -43,10 +46,10 @@ class Owner:
                 f"cannot use the data folder {self._path.parent}: {error}"
             ) from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _lock(file, self._path.parent)
+        except BaseException:
             file.close()
-            raise _taken(self._path.parent) from error
+            raise
         self._file = file
         file.truncate(0)
         json.dump(_as_json(identity.of(os.getpid())), file)
@@ -70,10 +73,12 @@ class Owner:
 
 
 def find(data_dir: Path) -> identity.Identity | None:
-    """The living owner of a data folder, or None."""
+    """The living owner of a data folder, or None. Raises `PermissionDenied` if the folder is another user's."""
     try:
         content = json.loads((data_dir / FILE_NAME).read_text())
         found = identity.Identity(content["boot_id"], content["pid"], content["start_time_ticks"])
+    except PermissionError as error:
+        raise errors.PermissionDenied(f"cannot see who owns the data folder: {error}") from error
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # never owned, given up, or another process is about to write its name
     return found if identity.is_alive(found) else None
@@ -95,15 +100,19 @@ def stop(data_dir: Path, grace_seconds: float) -> int | None:
     return found.pid
 
 
-def _taken(data_dir: Path) -> errors.FailedPrecondition:
-    deadline = time.monotonic() + _HANDOVER_SECONDS
-    while (holder := find(data_dir)) is None and time.monotonic() < deadline:
+def _lock(file: IO[str], data_dir: Path) -> None:
+    deadline = time.monotonic() + _NAMELESS_SECONDS
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if (holder := find(data_dir)) is not None:
+            raise errors.FailedPrecondition(
+                f"already running, PID {holder.pid}, on {data_dir}", metadata={"pid": str(holder.pid)}
+            )
+        if time.monotonic() >= deadline:
+            raise errors.FailedPrecondition(f"already running on {data_dir}: a process holds its lock")
         time.sleep(0.01)
-    if holder is None:
-        return errors.FailedPrecondition(f"already running on {data_dir} (another process holds its lock)")
-    return errors.FailedPrecondition(
-        f"already running, PID {holder.pid}, on {data_dir}", metadata={"pid": str(holder.pid)}
-    )
 
 
 def _as_json(holder: identity.Identity | None) -> dict[str, str | int]:

@@ -187,11 +187,12 @@ class PostgresServer:
         began = time.monotonic()
         for old in self.data_dir.glob("new-*"):
             shutil.rmtree(old, ignore_errors=True)
-        # A name of its own: the initdb of an owner that was just killed may still be at work.
+        # A name of its own: where nobody ended it, the initdb of a killed owner may still be at work.
         draft = self.data_dir / f"new-{secrets.token_hex(4)}"
         _write_private(self._password_path, secrets.token_urlsafe(24))
         os.chown(self._password_path, way.owner_uid, -1)
-        process.run_tool(
+        initdb = process.Child(
+            "initdb",
             [
                 str(programs / "initdb"),
                 f"--pgdata={draft}",
@@ -201,12 +202,15 @@ class PostgresServer:
                 "--encoding=UTF8",
                 "--locale=C",  # the machine's locales are not known, and the same order everywhere is wanted
             ],
+            log_path=self.data_dir / "initdb.log",
+            book=self._book,
+            stop_signal=signal.SIGKILL,
             prefix=way.prefix,
-            timeout_seconds=_INITDB_TIMEOUT_SECONDS,
-            cancel=cancel,
-            cwd=self.data_dir,
             env=_environment(),
+            cwd=self.data_dir,
         )
+        initdb.start()
+        initdb.finish(timeout_seconds=_INITDB_TIMEOUT_SECONDS, cancel=cancel)
         draft.rename(self._cluster_dir)
         self._announce(f"made a PostgreSQL cluster in {self.data_dir}, {time.monotonic() - began:.1f} s")
 

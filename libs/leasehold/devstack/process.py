@@ -31,8 +31,9 @@ class Child:
     """One child process: start, stop, and what tests do to it.
 
     Its output goes to ``log_path``. It has a session of its own, so a terminal's Ctrl-C reaches only the owner,
-    which then stops its children in order. ``prefix`` is put before ``command`` and must end in exec (it drops
-    privileges, for instance). ``env`` is the whole environment; None is the owner's.
+    which then stops its children in order. ``stop_signal`` asks it to end; SIGKILL is for a tool whose work may
+    be thrown away, and ends its descendants too. ``prefix`` is put before ``command`` and must end in exec (it
+    drops privileges, for instance). ``env`` is the whole environment; None is the owner's.
     """
 
     def __init__(
@@ -83,7 +84,11 @@ class Child:
         self.check_not_running()
         if self._identity is not None:  # it ended by itself, or by a stranger's hand
             self._book.remove(self._identity)
-        command = [*self._prefix, *_dies_with_owner(self._stop_signal), *self._command]
+        # A tool that the kernel kills would leave its own children, of which there is no record. It goes on
+        # instead, to its end or to that of `Records.end_all`.
+        is_tool = self._stop_signal is signal.SIGKILL
+        death = () if is_tool else _dies_with_owner(self._stop_signal)
+        command = [*self._prefix, *death, *self._command]
         with _open_log(self.log_path) as log:
             popen = spawn(
                 ["/bin/sh", "-c", _GATE, self.name, *command],
@@ -121,6 +126,24 @@ class Child:
                 raise self._not_ready(f"does not answer after {timeout_seconds:g} s")
             check_cancelled(cancel, self.name)
             cancel.wait(_POLL_SECONDS)
+
+    def finish(self, *, timeout_seconds: float, cancel: threading.Event) -> None:
+        """Wait until it ends by itself, for a tool. It has ended when this returns or raises.
+
+        Raises `Unavailable`, with the end of the log, if it fails or takes longer than ``timeout_seconds``, and
+        `DeadlineExceeded` if ``cancel`` is set meanwhile.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            while self.is_running:
+                if time.monotonic() >= deadline:
+                    raise self._not_ready(f"took longer than {timeout_seconds:g} s")
+                check_cancelled(cancel, self.name)
+                cancel.wait(_POLL_SECONDS)
+        finally:
+            self.stop(grace_seconds=0)
+        if self.exit_code != 0:
+            raise self._not_ready(f"ended with code {self.exit_code}")
 
     def stop(self, grace_seconds: float) -> None:
         """Ask it to end; after ``grace_seconds`` kill it and its descendants. Not running is no error."""
