@@ -148,7 +148,8 @@ def test_more_demand_never_brings_less(
     assume(one.demand)
     dimension = data.draw(st.sampled_from(sorted(one.demand)))
     greater: Mapping[str, int] = {**one.demand, dimension: one.demand[dimension] + data.draw(micros)}
-    if one.is_active and data.draw(st.booleans()):
+    is_within = rule.policy is not model.Policy.PROPORTIONAL or one.demand[dimension] <= rule.limits[dimension]
+    if one.is_active and is_within and data.draw(st.booleans()):
         greater = {name: amount for name, amount in one.demand.items() if name != dimension}
 
     before = dealt(shares.divide(rule, some), dimension)[one.name]

@@ -115,13 +115,13 @@ class _Lines:
         return (self.fixed + self.equal) * denominator + self.slope * numerator > target * denominator
 
 
-def proportional(total: int, kinds: Sequence[Kind], dimension: int) -> Filling:
+def proportional(total: int, kinds: Sequence[Kind], dimension: int, limit: int) -> Filling:
     """Equal shares by weight; what some leave is shared in proportion to what the others want beyond them.
 
     With e the equal share, w the demand and r common to all, one gets min(w, e + (w - e) * r), or its need if
     that is more. Without needs this is doorman's PROPORTIONAL_SHARE with weights as subclients: r is the unused
     parts of equal shares over the demands beyond them. Where the needs leave no room for equal shares, the
-    level sinks as in `max_min`, into which this passes without a step. A demand left out counts as `total`.
+    level sinks as in `max_min`, into which this passes without a step. A demand left out counts as `limit`.
     """
     weight = sum(kind.weight * len(kind.members) for kind in kinds)
     target = total * weight
@@ -133,7 +133,7 @@ def proportional(total: int, kinds: Sequence[Kind], dimension: int) -> Filling:
     for kind in kinds:
         count = len(kind.members)
         declared = kind.demands[dimension]
-        demand = (total if declared is None else declared) * weight
+        demand = (limit if declared is None else declared) * weight
         equal = total * kind.weight
         need = kind.needs[dimension] * weight
         asked += demand * count

@@ -208,10 +208,10 @@ class _Words:
         if kind in summary.floored:
             return f"{self._text(self._amount)} = the least that is of use to it, more than its fair share"
         tail = self._tail(band, summary)
-        if filling.surplus is not None:
-            return self._proportional(filling, kind, summary) + tail
         if summary.growing_count == 1:
             return self._all_that_is_left(band, summary, tail)
+        if filling.surplus is not None:
+            return self._proportional(filling, kind, summary) + tail
         return self._level(filling, kind, summary) + tail
 
     def _demand_met(self, demand: int | None) -> str:

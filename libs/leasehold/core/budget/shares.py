@@ -9,7 +9,8 @@ neither the order of the claims nor on floating point. For every policy and dime
   whole quanta. Where needs let only some be served at a time, this holds for the served;
 * under `active_share` and `max_min`, among equals in weight and priority nobody has more than a quantum less
   than another unless its demand is met, or the other has just its need;
-* more demand never brings less.
+* more demand never brings less. (Under `proportional` a demand left out counts as the limit, and so a demand
+  declared beyond the limit as more than that.)
 
 `share_filling` has the policies' formulas, `share_turns` the order of service, `share_dealing` the rounding and
 `share_reasons` the words.
@@ -107,17 +108,19 @@ def _deal_base(
 def _deal_bands(
     rules: Rules, limits: Sequence[int], kinds: Sequence[share_claims.Kind], account: share_reasons.Account
 ) -> None:
-    if rules.policy is model.Policy.ACTIVE_SHARE:
-        asking = [kind for kind in kinds if kind.is_active]
-    else:
-        asking = [kind.asking() for kind in kinds]
-    is_proportional = rules.policy is model.Policy.PROPORTIONAL
-    fill = share_filling.proportional if is_proportional else share_filling.max_min
+    bands: dict[int, list[share_claims.Kind]] = {}
+    for kind in kinds:
+        if kind.is_active or rules.policy is not model.Policy.ACTIVE_SHARE:
+            bands.setdefault(kind.priority, []).append(kind.asking())
     available = list(limits)
-    for priority in sorted({kind.priority for kind in asking}, reverse=True):
-        band = [kind for kind in asking if kind.priority == priority]
-        turn = share_turns.take_turn(band, available, account.claims)
-        fillings = [fill(amount, turn.served, dimension) for dimension, amount in enumerate(available)]
+    for priority in sorted(bands, reverse=True):
+        turn = share_turns.take_turn(bands[priority], available, account.claims)
+        fillings = [
+            share_filling.proportional(amount, turn.served, dimension, limit)
+            if rules.policy is model.Policy.PROPORTIONAL
+            else share_filling.max_min(amount, turn.served, dimension)
+            for dimension, (amount, limit) in enumerate(zip(available, limits, strict=True))
+        ]
         account.bands.append(share_reasons.Band(len(account.bands), priority, turn, fillings))
         for dimension, filling in enumerate(fillings):
             filling.deal(dimension, rules.rotation, account.columns[dimension])
