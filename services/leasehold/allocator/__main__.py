@@ -10,8 +10,8 @@ from leasehold.core import errors
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="leasehold allocator",
-        description="Run one replica of the allocator. A flag stands above its environment variable, LEASEHOLD_ and "
-        "its name in capitals; Postgres is told by LEASEHOLD_POSTGRES_DSN or --postgres-dsn-file.",
+        description="Run one replica of the allocator. A flag stands above its environment variable, "
+        "LEASEHOLD_ and its name in capitals; LEASEHOLD_POSTGRES_DSN or --postgres-dsn-file tells of Postgres.",
     )
     for name, field in config.Settings.model_fields.items():
         if name == "postgres_dsn":

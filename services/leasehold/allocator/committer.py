@@ -112,7 +112,7 @@ class Committer:
 
     async def _commit(self, ops: list[etcd_port.Op]) -> None:
         if not ops:
-            # etcd answers a transaction without operations from local state, which may be stale: read something.
+            # Without operations etcd answers from a member's own, perhaps stale, state: read something.
             ops = [etcd_port.Get(self._keys.epoch)]
         for chunk in etcd_port.chunks(ops, self._etcd.txn_ops_max):
             await self._commit_chunk(chunk)

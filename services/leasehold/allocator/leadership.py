@@ -1,8 +1,9 @@
 """Becoming the leader, reigning, and losing it.
 
-A takeover, in this order: win the election; learn the generation; write the epoch, while still the elected one;
-read every definition and record at one revision; serve leases. Postgres may be away for all of that but the very
-first start. Then raise the epoch in Postgres before the first read, and bring the definitions in line with it.
+A takeover, in this order: win the election; learn the generation; write the epoch, while still the elected
+one; read every definition and record at one revision; serve leases. Postgres may be away for all of that but
+the very first start. Then raise the epoch in Postgres before the first read, and bring the definitions in line
+with it.
 """
 
 import asyncio

@@ -40,6 +40,7 @@ async def _connect(settings: config.Settings) -> etcd_port.EtcdPort:
     endpoints = [part.strip() for part in settings.etcd_endpoints.split(",") if part.strip()]
     options = etcd_settings.Settings(txn_ops_max=settings.etcd_txn_ops_max)
     deadline = asyncio.get_running_loop().time() + CONNECT_WAIT_SECONDS
+    is_told = False
     while True:
         try:
             return await adapter.connect(
@@ -48,7 +49,9 @@ async def _connect(settings: config.Settings) -> etcd_port.EtcdPort:
         except (errors.EtcdUnavailable, errors.DeadlineExceeded) as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise
-            _log.warning("waiting_for_etcd", endpoints=endpoints, error=error.message)
+            if not is_told:
+                _log.warning("waiting_for_etcd", endpoints=endpoints, error=error.message)
+            is_told = True
             await asyncio.sleep(CONNECT_RETRY_SECONDS)
 
 
