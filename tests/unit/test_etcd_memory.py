@@ -207,6 +207,19 @@ async def test_a_renewal_that_hangs_does_not_put_off_the_report(manual: clock.Ma
         assert kept.lost.is_set()
 
 
+async def test_a_slow_renewal_counts_from_when_it_was_sent(manual: clock.ManualClock) -> None:
+    class Slow(memory.MemoryEtcd):
+        async def keep_alive(self, lease_id: int) -> int:
+            await manual.sleep(2)
+            return await super().keep_alive(lease_id)
+
+    etcd = Slow(memory.MemoryCluster(manual))
+    lease = await etcd.grant_lease(9)
+    async with keeper.LeaseKeeper(etcd, lease, granted_at=0, clock=manual) as kept:
+        await manual.advance(5)  # sent at 3, answered at 5
+        assert kept.remaining_seconds == 7
+
+
 async def test_a_keeper_of_a_wiped_cluster_reports_at_once(
     etcd: memory.MemoryEtcd, manual: clock.ManualClock
 ) -> None:
