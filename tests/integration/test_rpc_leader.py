@@ -27,12 +27,15 @@ class Allocator(budget_service_pb2_grpc.BudgetServiceServicer):
         self.leads_from_call = 1
         self.calls = 0
         self.causes: list[str | None] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def GetBudget(self, request: Any, context: Any) -> Any:
         self.calls += 1
         self.causes.append(causes.current())
         if self.failure is not None and self.calls < self.leads_from_call:
             raise self.failure
+        await self.answers.wait()
         return budget_service_pb2.GetBudgetResponse()
 
 
@@ -147,6 +150,15 @@ async def test_where_nobody_answers_the_error_says_who_was_asked_and_comes_in_ti
     assert time.monotonic() - began < 3
     assert f"{first}, {second}" in str(failure.value)
     assert "within 1 s" in str(failure.value)
+
+
+async def test_a_leader_that_does_not_answer_in_time_is_told_as_such(fleet: Fleet) -> None:
+    allocator, address = await fleet.add()
+    allocator.answers.clear()
+    async with connect(address) as channel:
+        with pytest.raises(errors.DeadlineExceeded):
+            await get(channel, timeout_seconds=0.5)
+    assert allocator.calls == 1
 
 
 async def test_the_cause_goes_with_the_call(fleet: Fleet) -> None:

@@ -65,30 +65,24 @@ class LeaderChannel:
         """Call a unary method on the leader: ``call(lambda ch: BudgetServiceStub(ch).GetBudget, request)``.
 
         Raises what the leader answers, as core errors; `Unavailable` (or `NotLeader`) if none answered as
-        a leader within the time, `DeadlineExceeded` if one was asked and did not answer.
+        a leader within the time, `DeadlineExceeded` if the first that was asked did not answer.
         """
         deadline = self._clock.now() + timeout_seconds
-        failure: errors.Unavailable = errors.Unavailable("no server was asked", retry_after_seconds=0.0)
+        failure: errors.Unavailable | None = None
         for delay in self._backoff.delays(self._rng):
-            hints = _HINTS_MAX
-            untried = [self._leader, *(each for each in self._addresses if each != self._leader)]
-            while untried:
-                address = untried.pop(0)
-                try:
-                    response = await self._attempt(address, method, request, deadline)
-                except errors.Unavailable as error:
-                    failure = error
-                    hint = _hint(error)
-                    if hint and hint != address and hints > 0:
-                        hints -= 1
-                        untried = [hint, *(each for each in untried if each != hint)]
-                    continue
-                self._leader = address
-                return response
+            try:
+                return await self._ask_each(method, request, deadline)
+            except errors.Unavailable as error:
+                failure = error
+            except errors.DeadlineExceeded:
+                if failure is None:
+                    raise
+                break  # why the time ran out tells more than that it did
             pause = max(delay, failure.retry_after_seconds or 0.0)
             if self._clock.now() + pause >= deadline:
                 break
             await asyncio.sleep(pause)
+        assert failure is not None  # each way out of the loop has seen one
         raise self._gave_up(failure, timeout_seconds) from failure
 
     async def close(self) -> None:
@@ -104,6 +98,34 @@ class LeaderChannel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _ask_each(self, method: Unary[Request, Response], request: Request, deadline: float) -> Response:
+        """Ask every server once, beginning with the likely leader and going where they point.
+
+        Raises the last `Unavailable` if none leads.
+        """
+        failure: errors.Unavailable | None = None
+        hints = _HINTS_MAX
+        untried = [self._leader, *(each for each in self._addresses if each != self._leader)]
+        while untried:
+            address = untried.pop(0)
+            try:
+                response = await self._attempt(address, method, request, deadline)
+            except errors.Unavailable as error:
+                failure = error
+                hint = _hint(error)
+                if hint and hint != address and hints > 0:
+                    hints -= 1
+                    untried = [hint, *(each for each in untried if each != hint)]
+            except errors.DeadlineExceeded:
+                if failure is None:
+                    raise
+                break
+            else:
+                self._leader = address
+                return response
+        assert failure is not None  # at least one was asked, and no answer was returned
+        raise failure
 
     async def _attempt(
         self, address: str, method: Unary[Request, Response], request: Request, deadline: float
@@ -130,7 +152,7 @@ class LeaderChannel:
 
     def _gave_up(self, failure: errors.Unavailable, timeout_seconds: float) -> errors.Unavailable:
         if isinstance(failure, errors.NotLeader):
-            return failure
+            return errors.NotLeader(failure.leader_address)
         asked = ", ".join(self._addresses)
         return errors.Unavailable(
             f"no leader answered at {asked} within {timeout_seconds:g} s: {failure.message}",
