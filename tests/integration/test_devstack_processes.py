@@ -117,6 +117,17 @@ def test_a_child_that_does_not_stop_is_killed_when_its_grace_is_over(start_child
     assert child.exit_code == -signal.SIGKILL
 
 
+def test_stopping_leaves_no_descendant(start_child: StartChild) -> None:
+    """The parent ends at SIGTERM and does not tell its child."""
+    child = start_child(FAMILY)
+    family = [present(int(pid)) for pid in log_lines(child, 2)]
+
+    child.stop(grace_seconds=10)
+
+    assert child.exit_code == -signal.SIGTERM
+    assert [identity.is_alive(member) for member in family] == [False, False]
+
+
 def test_killing_takes_the_descendants_too(start_child: StartChild) -> None:
     child = start_child(FAMILY)
     family = [present(int(pid)) for pid in log_lines(child, 2)]
@@ -149,13 +160,23 @@ def test_a_frozen_child_is_stopped_in_order(start_child: StartChild) -> None:
 
 def test_a_child_outlives_the_thread_that_started_it(start_child: StartChild) -> None:
     """PR_SET_PDEATHSIG fires when the forking thread ends; that must not be a caller's."""
+    script = "trap 'echo answered' USR1; echo up; while :; do sleep 0.05; done"
     started: list[process.Child] = []
-    thread = threading.Thread(target=lambda: started.append(start_child(FAMILY)))
+
+    def start_and_wait() -> None:
+        started.append(start_child(["sh", "-c", script]))
+        log_lines(started[0], 1)  # the setting is made before the script runs
+
+    thread = threading.Thread(target=start_and_wait)
     thread.start()
     thread.join()
+    while Path(
+        f"/proc/self/task/{thread.native_id}"
+    ).exists():  # join returns a little before the kernel is done
+        os.sched_yield()
+    identity.send(present(started[0].pid), signal.SIGUSR1)
 
-    assert len(log_lines(started[0], 2)) == 2
-    assert started[0].is_running
+    assert log_lines(started[0], 2) == ["up", "answered"]
 
 
 def test_a_child_has_a_session_of_its_own_so_a_terminals_interrupt_passes_it_by(

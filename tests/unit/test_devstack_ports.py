@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from leasehold.core import errors
 from leasehold.devstack import ports
@@ -25,7 +26,7 @@ def test_a_taken_port_is_an_error_that_names_port_holder_and_flag(listener: sock
 
     assert f"port {port_of(listener)} is taken" in refusal.value.message
     assert f"PID {os.getpid()} (" in refusal.value.message
-    assert "pytest" in refusal.value.message
+    assert psutil.Process().cmdline()[-1] in refusal.value.message
     assert "--etcd-port" in refusal.value.message
     assert refusal.value.field == "--etcd-port"
     assert refusal.value.metadata == {"port": str(port_of(listener)), "pid": str(os.getpid())}

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from leasehold.core import errors
 from leasehold.devstack import identity, owner, records
@@ -73,7 +74,7 @@ def test_recording_a_process_notes_its_command_and_signal(tmp_path: Path) -> Non
     (record,) = records.Records(tmp_path).read()
     assert record.identity == recorded == this_process()
     assert record.stop_signal is signal.SIGINT
-    assert "pytest" in " ".join(record.command)
+    assert list(record.command) == psutil.Process().cmdline()
 
 
 def test_a_taken_folder_is_refused_and_tells_the_owners_pid(tmp_path: Path) -> None:

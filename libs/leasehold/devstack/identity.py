@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -112,36 +112,41 @@ def kill(identity: Identity) -> None:
     """SIGKILL a process and its descendants and wait until they are gone (at most 5 s each).
 
     The root is stopped before the others are looked for, so that it starts no more, and goes first, so that it
-    cannot answer the death of a child. Raises `FailedPrecondition` if one does
-    not go, `PermissionDenied` if it is another user's.
+    cannot answer the death of a child. Raises `FailedPrecondition` if one does not go, `PermissionDenied` if it
+    is another user's.
     """
     send(identity, signal.SIGSTOP)
-    family = [identity, *descendants(identity)]
-    for member in family:
-        send(member, signal.SIGKILL)
-    for member in family:
-        if not wait(member, _KILL_TIMEOUT_SECONDS):
-            raise errors.FailedPrecondition(
-                f"process {member.pid} does not end after SIGKILL (it may hang in the kernel)",
-                metadata={"pid": str(member.pid)},
-            )
+    _kill_all([identity, *descendants(identity)])
 
 
 def end(identity: Identity, stop_signal: signal.Signals, grace_seconds: float) -> bool:
     """Stop a process, frozen or not: ``stop_signal``, and after ``grace_seconds`` as `kill` does.
 
-    With SIGKILL it is `kill` at once. Returns False if it was gone already. Raises as `kill` does.
+    Descendants that it leaves behind are killed. With SIGKILL it is `kill` at once. Returns False if it was
+    gone already. Raises as `kill` does.
     """
-    if stop_signal is signal.SIGKILL:
-        was_alive = is_alive(identity)
-        kill(identity)
-        return was_alive
-    if not send(identity, stop_signal):
+    if not is_alive(identity):
         return False
-    thaw(identity)
-    if not wait(identity, grace_seconds):
-        kill(identity)
+    if stop_signal is not signal.SIGKILL:
+        family = descendants(identity)
+        send(identity, stop_signal)
+        thaw(identity)
+        if wait(identity, grace_seconds):
+            _kill_all(family)
+            return True
+    kill(identity)
     return True
+
+
+def _kill_all(processes: Sequence[Identity]) -> None:
+    for process in processes:
+        send(process, signal.SIGKILL)
+    for process in processes:
+        if not wait(process, _KILL_TIMEOUT_SECONDS):
+            raise errors.FailedPrecondition(
+                f"process {process.pid} does not end after SIGKILL (it may hang in the kernel)",
+                metadata={"pid": str(process.pid)},
+            )
 
 
 def _stat(pid: int) -> list[str] | None:

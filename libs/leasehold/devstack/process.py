@@ -146,7 +146,7 @@ class Child:
             raise self._not_ready(f"ended with code {self.exit_code}")
 
     def stop(self, grace_seconds: float) -> None:
-        """Ask it to end; after ``grace_seconds`` kill it and its descendants. Not running is no error."""
+        """Ask it to end; after ``grace_seconds`` kill it. No descendant stays. Not running is no error."""
         if self._popen is None or self._identity is None:
             return
         identity.end(self._identity, self._stop_signal, grace_seconds)
