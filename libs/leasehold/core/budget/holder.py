@@ -82,6 +82,7 @@ class Holder:
         name: str,
         incarnation: str,
         process: messages.ProcessKey | None = None,
+        session: int | None = None,
     ) -> None:
         self.budget = budget
         self.name = name
@@ -101,7 +102,8 @@ class Holder:
         self.refresh_seconds = 1.0
         #: Of the last answer; 0 before the first.
         self.ttl_seconds = 0.0
-        self._session: int | None = None
+        #: The connection that reports are made for; None while there is none.
+        self.session = session
         self._sequence = 0
         self._sent: dict[int, _Sent] = {}
         self._last_sent = float("-inf")
@@ -120,7 +122,7 @@ class Holder:
 
     def connected(self, session: int) -> None:
         """A new connection is up; everything said on an earlier one is void from now on."""
-        self._session = session
+        self.session = session
         self._sent.clear()
         self._reported_largest = {}
         self._is_first_on_session = True
@@ -128,8 +130,8 @@ class Holder:
 
     def disconnected(self, session: int) -> None:
         """That connection is gone. The lease goes on until it expires."""
-        if session == self._session:
-            self._session = None
+        if session == self.session:
+            self.session = None
             self._sent.clear()
 
     # The user's word
@@ -178,7 +180,7 @@ class Holder:
 
     def report_due(self, now: float) -> float:
         """Instant of the next report; infinity while there is no connection or nothing to say any more."""
-        if self._session is None or self.state is HolderState.ENDED:
+        if self.session is None or self.state is HolderState.ENDED:
             return float("inf")
         if self._is_urgent:
             return now
@@ -292,7 +294,7 @@ class Holder:
 
     def granted(self, session: int, grant: messages.Grant, now: float) -> None:
         """Take a grant, or ignore it by the rules of the module."""
-        if session != self._session or self.state is HolderState.ENDED:
+        if session != self.session or self.state is HolderState.ENDED:
             return
         if grant.incarnation != self.incarnation or grant.epoch < self.epoch:
             return
@@ -350,7 +352,7 @@ class Holder:
             self._is_urgent = True
         if after != before:
             self.reason = grant.reason
-            self._changed(after)
+            self._changed()
         self._reopen(now)
 
     def _reopen(self, now: float) -> None:
@@ -370,14 +372,14 @@ class Holder:
     def _ended(self, end: messages.LeaseEnd) -> None:
         self.state, self.end = HolderState.ENDED, end
         self.lease_id = 0
-        self._changed(self.limiter.amounts())
+        self._changed()
 
     def refused(self, session: int, refusal: messages.Refusal, now: float) -> None:
         """The allocator refused a report; kept for the user to see. The next one may pass.
 
         The exception is a refusal of a superseded incarnation, which ends the holder (rule 6).
         """
-        if session != self._session or refusal.incarnation != self.incarnation:
+        if session != self.session or refusal.incarnation != self.incarnation:
             return
         if self._sent.pop(refusal.sequence, None) is None or self.state is HolderState.ENDED:
             return
@@ -395,7 +397,7 @@ class Holder:
         is_over = self.state is HolderState.EXPIRED and now >= self.limiter.expires_at
         if is_over and any(self.limiter.amounts().values()):
             self.limiter.set_amounts({}, now)
-            self._changed(self.limiter.amounts())
+            self._changed()
 
     def _expire(self, now: float, *, has_safe: bool) -> None:
         limiter = self.limiter
@@ -412,11 +414,15 @@ class Holder:
         self.lease_id = self.version = 0
         self._sent.clear()
         self._is_urgent = True
-        self._changed(limiter.amounts())
+        self._changed()
 
-    def _changed(self, amounts: Mapping[str, int]) -> None:
-        self._events.append(
-            AllocationChanged(dict(amounts), self.state, self.total_workers, self.active_workers, self.reason)
+    def _changed(self) -> None:
+        self._events.append(self.allocation())
+
+    def allocation(self) -> AllocationChanged:
+        """What is owned now, in the form of a change."""
+        return AllocationChanged(
+            self.limiter.amounts(), self.state, self.total_workers, self.active_workers, self.reason
         )
 
     def take_events(self) -> list[AllocationChanged]:

@@ -154,7 +154,7 @@ class RateStock:
         self.in_use += cost
 
     def settle_reserved(self, instant: float, reserved: int, actual: int) -> None:
-        """Of `reserved`, `actual` was used and cools from `instant`; the rest is free, what is above is debt."""
+        """Of `reserved`, `actual` was used and cools from `instant`; the rest is free, more is debt."""
         self.in_use -= reserved
         self.admitted_total += max(0, actual - reserved)
         leaving = min(self.owed, reserved)

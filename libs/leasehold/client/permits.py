@@ -1,0 +1,394 @@
+"""Permits: what an acquire gives, in the form of a context manager.
+
+The short path of `Limiter` is walked here, inline: an admission costs two lock round trips and a clock reading.
+"""
+
+import asyncio
+import math
+import operator
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+from leasehold.client import engine as engines
+from leasehold.client import gates
+from leasehold.core import errors
+from leasehold.core.budget import limiter as limiters
+from leasehold.core.budget import quantity
+from leasehold.observe import logs
+
+_log = logs.get_logger(__name__)
+
+# What `_window` says besides the number of the short path's opening in which the permit was admitted.
+_NEW: Final = -3
+_OVER: Final = -2
+_EXACT: Final = -1
+_AS_RESERVED: Final = -1
+
+
+class BasePermit:
+    """One admitted request of a budget, from reserving to giving back. For one task or thread at a time.
+
+    Reserved at entry: `requests` units of ``rpm_limit``, `tokens` of ``tpm_limit``, one unit of each
+    concurrency dimension, and `costs` by dimension; all of them, or none. At exit the concurrency units
+    come back; of the rate units what `settle` says was not used. Without `settle`, all that was reserved counts
+    as used, also when the body raises: the provider may have counted it.
+    """
+
+    __slots__ = (
+        "_actual",
+        "_admitted_at",
+        "_cost",
+        "_costs",
+        "_engine",
+        "_limiter",
+        "_requests",
+        "_shape",
+        "_timeout_seconds",
+        "_tokens",
+        "_used",
+        "_window",
+    )
+
+    _limiter: limiters.Limiter
+    _shape: limiters.Shape
+    _admitted_at: float
+    _cost: limiters.Cost
+    _actual: dict[str, int]
+    # What the user gave, ints on the short path and checked on the exact one.
+    _requests: Any
+    _tokens: Any
+    _used: Any
+
+    def __init__(
+        self,
+        engine: engines.Engine,
+        requests: float,
+        tokens: float | None,
+        costs: Mapping[str, float] | None,
+        timeout_seconds: float | None,
+    ) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._tokens = tokens
+        self._costs = costs
+        self._timeout_seconds = timeout_seconds
+        self._window = _NEW
+        self._used = _AS_RESERVED
+
+    # Entering and leaving
+
+    def _enter_short(self) -> bool:
+        """Try the limiter's short path; False: nothing was done, take the exact one."""
+        engine, requests, tokens = self._engine, self._requests, self._tokens
+        with engine.lock:
+            limiter = engine.limiter
+            now = engine.now()
+            if now < limiter.fast_until and self._costs is None and self._window == _NEW:
+                if tokens is None:
+                    tokens = limiter.token_default
+                if (
+                    requests.__class__ is int
+                    and tokens.__class__ is int
+                    and 0 <= requests <= limiter.fast_requests
+                    and 0 <= tokens <= limiter.fast_tokens
+                    and tokens <= limiter.token_bound
+                    and limiter.fast_calls > 0
+                ):
+                    limiter.fast_requests -= requests
+                    limiter.fast_tokens -= tokens
+                    limiter.fast_calls -= 1
+                    self._tokens = tokens
+                    self._window = limiter.window
+                    self._limiter = limiter
+                    self._shape = limiter.shape  # type: ignore[assignment]  # open, so there are terms
+                    self._admitted_at = now
+                    return True
+        return False
+
+    def _exit_short(self) -> bool:
+        """Undo the short path's counters if its opening is still the same; False: take the exact path."""
+        window = self._window
+        with self._engine.lock:
+            limiter = self._limiter
+            if limiter.window != window:
+                return False
+            tokens, used = self._tokens, self._used
+            limiter.fast_calls += 1
+            limiter.settled_requests += self._requests
+            if used < 0:
+                limiter.settled_tokens += tokens
+            else:
+                limiter.settled_tokens += used
+                limiter.fast_tokens += tokens - used
+            self._window = _OVER
+        return True
+
+    def try_enter(self) -> bool:
+        """Admit now or never, for `try_acquire`."""
+        if self._enter_short():
+            return True
+        ticket = self._engine.try_submit(self._request())
+        if ticket is None:
+            return False
+        self._bind(ticket)
+        return True
+
+    def _request(self) -> engines.Request:
+        """What is asked for, checked as far as it can be without the budget's terms."""
+        requests, tokens = _plain(self._requests, "requests"), self._tokens
+        quantity.to_micros(requests, field="requests")
+        if tokens is not None:
+            tokens = _plain(tokens, "tokens")
+            quantity.to_micros(tokens, field="tokens")
+        costs = {name: _plain(units, name) for name, units in (self._costs or {}).items()}
+        for name, units in costs.items():
+            quantity.to_micros(units, field=name)
+        return engines.Request(requests, tokens, costs)
+
+    def _bind(self, ticket: engines.Ticket) -> None:
+        """Take over what an admitted ticket holds."""
+        waiter = ticket.waiter
+        assert waiter is not None and waiter.admitted_at is not None and ticket.shape is not None
+        self._limiter, self._shape = ticket.limiter, ticket.shape
+        self._admitted_at, self._cost = waiter.admitted_at, waiter.cost
+        self._actual = {}
+        self._window = _EXACT
+
+    def _to_exact(self) -> None:
+        """From now on a permit of the exact path, as if it had been admitted there."""
+        if self._window >= 0:
+            self._cost = self._shape.short_cost(self._requests, self._tokens)
+            self._actual = {}
+            if self._used >= 0:
+                self._actual[limiters.TOKENS] = self._used * quantity.MICRO
+            self._window = _EXACT
+
+    def _exit_exact(self) -> None:
+        if self._window == _OVER:
+            return
+        self._to_exact()
+        self._window = _OVER
+        self._engine.release(self._limiter, self._shape, self._cost, self._actual, self._admitted_at)
+        overdue_seconds = -self.remaining_seconds
+        if overdue_seconds > 0:
+            _log.warning(
+                "call_overdue",
+                budget=self._engine.budget,
+                max_call_seconds=self._shape.terms.max_call_seconds,
+                overdue_seconds=round(overdue_seconds, 3),
+            )
+
+    def _refuse_entry(self) -> errors.FailedPrecondition:
+        return errors.FailedPrecondition("this permit is over; acquire another")
+
+    # The user's word
+
+    def settle(
+        self,
+        tokens: float | None = None,
+        requests: float | None = None,
+        costs: Mapping[str, float] | None = None,
+    ) -> None:
+        """Say what was really used, units; takes effect at exit, and the last word counts.
+
+        What is left out counts as reserved. Less gives the rest back at once. More makes a debt, which is paid
+        before this worker admits again and is told as overdraft: the sum of what is *reserved* is what stays
+        within the limit. Raises `InvalidArgument` for a wrong number or dimension, `FailedPrecondition` after
+        exit.
+        """
+        used: Any = tokens
+        is_simple = used.__class__ is int and requests is None and costs is None and self._window >= 0
+        if is_simple and 0 <= used <= self._tokens:
+            self._used = used
+        else:
+            self._settle_exact(tokens, requests, costs)
+
+    def _settle_exact(
+        self, tokens: float | None, requests: float | None, costs: Mapping[str, float] | None
+    ) -> None:
+        if self._window in (_NEW, _OVER):
+            when = "before it was entered" if self._window == _NEW else "after it was over"
+            raise errors.FailedPrecondition(f"a permit was settled {when}")
+        given: dict[str, float] = dict(costs or {})
+        if tokens is not None:
+            given[limiters.TOKENS] = tokens
+        if requests is not None:
+            given[limiters.REQUESTS] = requests
+        stocks = self._shape.stocks
+        actual = {}
+        for name, units in given.items():
+            field = {limiters.TOKENS: "tokens", limiters.REQUESTS: "requests"}.get(name, name)
+            if name not in stocks:
+                raise errors.InvalidArgument(f"{field}: this budget has no dimension {name[:63]}", field=field)
+            actual[name] = quantity.to_micros(_plain(units, field), field=field)
+        self._to_exact()
+        self._actual.update(actual)
+
+    def refund(self) -> None:
+        """The request was never sent: nothing of it was used. Raises `FailedPrecondition` after exit."""
+        if self._window in (_NEW, _OVER):
+            self._settle_exact(None, None, None)
+        self._to_exact()
+        self._actual = dict.fromkeys(self._shape.stocks, 0)
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Until this call must have ended (the budget's ``max_call_seconds``); negative when it is overdue."""
+        if self._window == _NEW:
+            return math.inf
+        return self._admitted_at + self._shape.terms.max_call_seconds - self._engine.now()
+
+
+class Permit(BasePermit):
+    """A permit for threads: ``with budget.acquire(tokens=1200) as permit: ...``.
+
+    A thread cannot be stopped from outside: a body that outlasts ``max_call_seconds`` is told in the log
+    when it ends; use `remaining_seconds` as the timeout of what it calls.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        if not self._enter_short():
+            self._enter_exact()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._exit_short():
+            self._exit_exact()
+
+    def release(self) -> None:
+        """As leaving the ``with`` block, for a permit of `try_acquire`. A second time does nothing."""
+        if self._window == _NEW:
+            raise errors.FailedPrecondition("a permit was released before it was entered")
+        if not self._exit_short():
+            self._exit_exact()
+
+    def _enter_exact(self) -> None:
+        if self._window != _NEW:
+            if self._window == _OVER:
+                raise self._refuse_entry()
+            return  # of try_acquire: admitted already
+        engine, request = self._engine, self._request()
+        timeout_seconds = checked_timeout(self._timeout_seconds)
+        gate = gates.ThreadGate()
+        ticket = engine.submit(request, gate)
+        if not ticket.is_admitted:
+            deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+            self._wait(ticket, gate, deadline)
+        self._bind(ticket)
+
+    def _wait(self, ticket: engines.Ticket, gate: gates.ThreadGate, deadline: float | None) -> None:
+        engine = self._engine
+        try:
+            while not engine.claim(ticket):
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    raise not_admitted(engine, self._timeout_seconds)
+                gate.wait(remaining)
+        except BaseException:
+            engine.abandon(ticket)
+            raise
+
+
+class AsyncPermit(BasePermit):
+    """A permit for asyncio: ``async with budget.acquire(tokens=1200) as permit: ...``.
+
+    The body is cancelled when it outlasts ``max_call_seconds``, and the block raises `DeadlineExceeded`: the
+    allocator counts a lost worker's call no longer than that.
+    """
+
+    __slots__ = ("_cancelling", "_is_overdue", "_task", "_timer")
+
+    async def __aenter__(self) -> Self:
+        if not self._enter_short():
+            await self._enter_exact()
+        self._arm()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if not self._exit_short():
+            self._exit_exact()
+        # As asyncio.timeout does: a cancellation that came from elsewhere stays one.
+        if self._is_overdue and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise errors.DeadlineExceeded(
+                f"budget {self._engine.budget}: the call took longer than max_call_seconds "
+                f"({self._shape.terms.max_call_seconds:g} s)"
+            ) from error
+
+    def release(self) -> None:
+        """End a permit of `try_acquire` that was not entered. A second time does nothing."""
+        if self._window == _NEW:
+            raise errors.FailedPrecondition("a permit was released before it was entered")
+        if not self._exit_short():
+            self._exit_exact()
+
+    def _arm(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
+        self._task, self._cancelling, self._is_overdue = task, task.cancelling(), False
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, self.remaining_seconds), self._stop)
+
+    def _stop(self) -> None:
+        self._is_overdue = True
+        self._task.cancel()
+
+    async def _enter_exact(self) -> None:
+        if self._window != _NEW:
+            if self._window == _OVER:
+                raise self._refuse_entry()
+            return  # of try_acquire: admitted already
+        engine, request = self._engine, self._request()
+        timeout_seconds = checked_timeout(self._timeout_seconds)
+        gate = gates.LoopGate()
+        ticket = engine.submit(request, gate)
+        if not ticket.is_admitted:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    while not engine.claim(ticket):
+                        await gate.wait()
+            except TimeoutError:
+                engine.abandon(ticket)
+                raise not_admitted(engine, timeout_seconds) from None
+            except BaseException:
+                engine.abandon(ticket)
+                raise
+        self._bind(ticket)
+
+
+def checked_timeout(seconds: float | None) -> float | None:
+    """`seconds` if it is None or a number not below 0; infinity is None. Raises `InvalidArgument`."""
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int | float) or not seconds >= 0:
+        raise errors.InvalidArgument(
+            f"timeout_seconds: {seconds!r} is not a number of seconds", field="timeout_seconds"
+        )
+    return None if math.isinf(seconds) else float(seconds)
+
+
+def not_admitted(engine: engines.Engine, timeout_seconds: float | None) -> errors.DeadlineExceeded:
+    """The error of an acquire whose time was up."""
+    return errors.DeadlineExceeded(
+        f"budget {engine.budget}: not admitted within {timeout_seconds or 0:g} s; {engine.situation()}"
+    )
+
+
+def _plain(value: Any, field: str) -> float:
+    """`value` as an int or float: numpy's and torch's scalars are numbers too. Raises `InvalidArgument`."""
+    if isinstance(value, int | float):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        pass
+    if hasattr(value, "__float__"):
+        return float(value)
+    raise errors.InvalidArgument(f"{field}: {str(value)[:60]!r} is not a number", field=field)
