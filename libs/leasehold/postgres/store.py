@@ -133,11 +133,19 @@ class PostgresStore:
         rules.checked_page_size(page_size)
         if after_name:
             model.checked_budget_name(after_name, field_name="after_name")
+        limit = page_size + 1
+        found: list[port.StoredBudget] = []
         async with self._database.transaction() as cursor:
-            parameters = {"after_name": after_name, "limit": page_size + 1}
-            await cursor.execute(_BUDGET["list_budgets"], parameters)
-            rows = await cursor.fetchall()
-        return port.Page(rowmap.readable_budgets(rows[:page_size]), has_more=len(rows) > page_size)
+            # Once, unless some that cannot be read leave the page short.
+            while len(found) < limit:
+                parameters = {"after_name": after_name, "limit": limit}
+                await cursor.execute(_BUDGET["list_budgets"], parameters)
+                rows = await cursor.fetchall()
+                found += rowmap.readable_budgets(rows)
+                if len(rows) < limit:
+                    break
+                after_name = rows[-1]["name"]
+        return port.Page(tuple(found[:page_size]), has_more=len(found) > page_size)
 
     async def all_budgets(self) -> tuple[port.StoredBudget, ...]:
         """As `port.Store.all_budgets`."""
