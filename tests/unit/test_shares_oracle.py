@@ -138,6 +138,15 @@ def test_large_amounts_are_exact(total: int, demands: list[int]) -> None:
     assert_rounded(divided(model.Policy.PROPORTIONAL, total, some), exact_proportional(total, some))
 
 
+def test_under_proportional_needs_are_outgrown_in_the_order_of_what_is_left_over() -> None:
+    # Equal shares of 20, of which three leave all. The first would outgrow its need at a ratio of 15/20, the
+    # second does at 30/80; the ratio comes to 45/80.
+    some = [Party(1, 40, 35), Party(1, 100, 50), *[Party(1, 0, 0)] * 3]
+
+    assert divided(model.Policy.PROPORTIONAL, 100, some) == [35, 65, 0, 0, 0]
+    assert_rounded([35, 65, 0, 0, 0], exact_proportional(100, some))
+
+
 def test_ratios_that_floats_cannot_tell_apart_are_in_order() -> None:
     # 1e15 quanta over 1e9 and over 1e9 - 1e3 thousandths: the total meets the first demand, not the second.
     some = [Party(10**6, 10**15, 0), Party(10**6 - 1, 10**15, 0)]

@@ -195,6 +195,18 @@ def test_what_higher_priorities_leave_may_be_of_no_use_and_no_turn_helps() -> No
     assert division.targets["small"] == (10_000 * MICRO,)
 
 
+def test_no_turn_helps_where_one_of_several_dimensions_is_taken() -> None:
+    some = [
+        shares.Claim("urgent", priority=1, demand={"num_workers": 2 * MICRO, "rpm_limit": 5 * MICRO}),
+        shares.Claim("late", need={"num_workers": MICRO, "rpm_limit": MICRO}),
+    ]
+
+    division = shares.divide(rules(num_workers=2 * MICRO, rpm_limit=10 * MICRO), some)
+
+    assert division.blocked == {"late"}
+    assert division.targets["late"] == (0, 0)
+
+
 def test_a_need_above_a_limit_that_was_lowered_counts_as_the_limit() -> None:
     some = [shares.Claim(name, need={"tpm_limit": 12_000 * MICRO}) for name in "ab"]
 

@@ -73,6 +73,10 @@ class Kind:
     needs: tuple[int, ...]
     is_active: bool
     members: list[int]
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.members)
 
     @property
     def wants_anything(self) -> bool:
@@ -113,6 +117,10 @@ def gather(rules: Rules, limits: Sequence[int], claims: Iterable[Claim]) -> list
 
     Raises `InvalidArgument` for a negative amount or a weight out of range.
     """
+    dimensions = [
+        (dimension, rules.quanta.get(dimension, 1), limit)
+        for dimension, limit in zip(rules.limits, limits, strict=True)
+    ]
     members_by_key: dict[object, tuple[Claim, list[int]]] = {}
     for rank, claim in enumerate(claims):
         demand = tuple(claim.demand.items()) if claim.demand else None
@@ -123,26 +131,27 @@ def gather(rules: Rules, limits: Sequence[int], claims: Iterable[Claim]) -> list
             members_by_key[key] = (claim, [rank])
         else:
             alike[1].append(rank)
-    return [_kind(rules, limits, claim, members) for claim, members in members_by_key.values()]
+    return [_kind(dimensions, claim, members) for claim, members in members_by_key.values()]
 
 
-def _kind(rules: Rules, limits: Sequence[int], claim: Claim, members: list[int]) -> Kind:
+def _kind(dimensions: Sequence[tuple[str, int, int]], claim: Claim, members: list[int]) -> Kind:
+    """`dimensions` are names, quanta and limits."""
     if not (math.isfinite(claim.weight) and WEIGHT_MIN <= claim.weight <= WEIGHT_MAX):
         raise errors.InvalidArgument(
             f"weight: {claim.weight:g} of {claim.name} is not in 0.001 to 1e6", field="weight"
         )
     demands: list[int | None] = []
     needs: list[int] = []
-    for dimension, limit in zip(rules.limits, limits, strict=True):
-        quantum = rules.quanta.get(dimension, 1)
+    for dimension, quantum, limit in dimensions:
         demand = claim.demand.get(dimension)
         need = claim.need.get(dimension, 0)
         if need < 0 or (demand is not None and demand < 0):
             raise errors.InvalidArgument(f"{dimension} of {claim.name} is negative", field=dimension)
         if demand is not None:
             demand //= quantum
-        ceiling = limit if demand is None else min(demand, limit)
+        if need:
+            need = min(-(-need // quantum), limit if demand is None else min(demand, limit))
         demands.append(demand)
-        needs.append(min(-(-need // quantum), ceiling))
+        needs.append(need)
     weight = round(claim.weight * _WEIGHT_SCALE)
     return Kind(claim.priority, weight, tuple(demands), tuple(needs), claim.is_active, members)

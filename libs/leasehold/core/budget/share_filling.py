@@ -55,8 +55,8 @@ class Filling:
 
     def dealt(self, dimension: int) -> int:
         """Quanta dealt in all."""
-        demands = sum(len(kind.members) * (kind.demands[dimension] or 0) for kind in self.capped)
-        return demands + sum(len(kind.members) * kind.needs[dimension] for kind in self.floored) + self.growth
+        demands = sum(kind.count * (kind.demands[dimension] or 0) for kind in self.capped)
+        return demands + sum(kind.count * kind.needs[dimension] for kind in self.floored) + self.growth
 
 
 def max_min(total: int, kinds: Sequence[Kind], dimension: int) -> Filling:
@@ -66,29 +66,30 @@ def max_min(total: int, kinds: Sequence[Kind], dimension: int) -> Filling:
     """
     fixed = weight = 0
     same_weight = len({kind.weight for kind in kinds}) == 1
-    events: list[tuple[int, int, bool, Kind]] = []  # (order, amount, whether it drops out, who)
+    joins: list[tuple[int, int, bool, Kind]] = []  # (order, amount, whether it drops out, who)
+    drops: list[tuple[int, int, bool, Kind]] = []
     for kind in kinds:
-        need = kind.needs[dimension]
+        need, demand = kind.needs[dimension], kind.demands[dimension]
         if need:
-            fixed += need * len(kind.members)
-            events.append((need if same_weight else (need << _RATIO_BITS) // kind.weight, need, False, kind))
+            fixed += need * kind.count
+            joins.append((need if same_weight else (need << _RATIO_BITS) // kind.weight, need, False, kind))
         else:
-            weight += kind.weight * len(kind.members)
-    for kind in kinds:
-        # After all joins, so that one whose need is its demand joins before it drops out: the sort is stable.
-        demand = kind.demands[dimension]
+            weight += kind.weight * kind.count
         if demand is not None:
-            events.append(
-                (demand if same_weight else (demand << _RATIO_BITS) // kind.weight, demand, True, kind)
-            )
-    events.sort(key=itemgetter(0))
+            order = demand if same_weight else (demand << _RATIO_BITS) // kind.weight
+            drops.append((order, demand, True, kind))
+    # The sort is stable, so that one whose need is its demand joins before it drops out.
+    events = sorted(joins + drops, key=itemgetter(0))
     reached = 0
     for _, amount, drops_out, kind in events:
         if fixed * kind.weight + amount * weight > total * kind.weight:
             break
-        taken = amount * len(kind.members)
-        fixed += taken if drops_out else -taken
-        weight += kind.weight * len(kind.members) * (-1 if drops_out else 1)
+        if drops_out:
+            fixed += amount * kind.count
+            weight -= kind.weight * kind.count
+        else:
+            fixed -= amount * kind.count
+            weight += kind.weight * kind.count
         reached += 1
     filling = Filling(total, growth=total - fixed, denominator=weight, weight=weight)
     filling.capped = [kind for _, _, drops_out, kind in events[:reached] if drops_out]
@@ -123,7 +124,7 @@ def proportional(total: int, kinds: Sequence[Kind], dimension: int, limit: int) 
     parts of equal shares over the demands beyond them. Where the needs leave no room for equal shares, the
     level sinks as in `max_min`, into which this passes without a step. A demand left out counts as `limit`.
     """
-    weight = sum(kind.weight * len(kind.members) for kind in kinds)
+    weight = sum(kind.weight * kind.count for kind in kinds)
     target = total * weight
     filling = Filling(total, weight=weight)
     lines = _Lines()
@@ -131,7 +132,7 @@ def proportional(total: int, kinds: Sequence[Kind], dimension: int, limit: int) 
     slopes: list[int] = []
     late: list[tuple[int, int, Kind]] = []  # (need - equal, slope, who) where the need is above the equal share
     for kind in kinds:
-        count = len(kind.members)
+        count = kind.count
         declared = kind.demands[dimension]
         demand = (limit if declared is None else declared) * weight
         equal = total * kind.weight
@@ -155,7 +156,7 @@ def proportional(total: int, kinds: Sequence[Kind], dimension: int, limit: int) 
         if lines.exceeds(target, above, slope):
             filling.floored = [waiting for _, _, waiting in late[joined:]]
             break
-        count, equal = len(kind.members), total * kind.weight
+        count, equal = kind.count, total * kind.weight
         lines.fixed -= (equal + above) * count
         lines.equal += equal * count
         lines.slope += slope * count

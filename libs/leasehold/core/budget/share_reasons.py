@@ -113,7 +113,7 @@ class Account:
                 floored=frozenset(filling.floored),
                 settled_names=names,
                 numerators=dict(zip(filling.growing, filling.numerators, strict=True)),
-                growing_count=sum(len(kind.members) for kind in filling.growing),
+                growing_count=sum(kind.count for kind in filling.growing),
                 has_one_weight=len({kind.weight for kind in filling.growing}) == 1,
                 higher=self._higher(band, dimension),
             )
@@ -181,7 +181,7 @@ class _Words:
         turn = place.band.turn
         if place.is_blocked:
             return self._blocked(place.band)
-        served = sum(len(kind.members) for kind in turn.served)
+        served = sum(kind.count for kind in turn.served)
         are = "is" if served == 1 else "are"
         return f"0: waits its turn, {served} of {served + len(turn.waiting)} {are} served at a time"
 

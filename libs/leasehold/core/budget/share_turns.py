@@ -24,9 +24,7 @@ def take_turn(kinds: Sequence[Kind], available: Sequence[int], claims: Sequence[
     served. That starves nobody: who is passed over keeps its place, moves up as the served go to the back, and
     at the front always fits. With N claims of which K fit together, each is served within ceil(N/K) turns.
     """
-    sums = [
-        sum(kind.needs[dimension] * len(kind.members) for kind in kinds) for dimension in range(len(available))
-    ]
+    sums = [sum(kind.needs[dimension] * kind.count for kind in kinds) for dimension in range(len(available))]
     if all(need <= amount for need, amount in zip(sums, available, strict=True)):
         return Turn(list(kinds), [], [])
     queue = sorted(
