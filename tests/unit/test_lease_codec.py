@@ -33,8 +33,15 @@ processes = st.builds(
 )
 
 
-def _cooling_parts(held: dict[str, int]) -> st.SearchStrategy[messages.CoolingPart]:
-    return st.builds(messages.CoolingPart, st.sampled_from(sorted(held)), micros, seconds)
+@st.composite
+def _cooling(draw: st.DrawFn, held: dict[str, int]) -> tuple[messages.Cooling, ...]:
+    told = draw(st.lists(st.sampled_from(sorted(held)), unique=True)) if held else []
+    steps = st.lists(st.tuples(micros, seconds), max_size=lease_codec.COOLING_PARTS_MAX)
+    drawn = [(dimension, draw(steps)) for dimension in told]
+    return tuple(
+        messages.Cooling(dimension, tuple(a for a, _ in parts), tuple(s for _, s in parts))
+        for dimension, parts in drawn
+    )
 
 
 @st.composite
@@ -42,7 +49,7 @@ def _holdings(draw: st.DrawFn) -> messages.Holdings:
     held = draw(amounts)
     return messages.Holdings(
         held=held,
-        cooling=tuple(draw(st.lists(_cooling_parts(held), max_size=8))) if held else (),
+        cooling=draw(_cooling(held)),
         refundable=draw(amounts),
         largest_cost=draw(amounts),
         admitted_total=draw(amounts),
@@ -296,14 +303,34 @@ def _report(**changes: Any) -> lease_pb2.LeaseReport:
         (_report(current_load=math.nan), "current_load"),
         (_report(holdings={"held": {"rpm_limit": math.nan}}), "holdings.held.rpm_limit"),
         (
-            _report(holdings={"cooling": [{"dimension": "rpm_limit", "amount": 1}]}),
+            _report(
+                holdings={"cooling": [{"dimension": "rpm_limit", "amounts": [1], "remaining_seconds": [1]}]}
+            ),
             "holdings.cooling.rpm_limit",
         ),
         (
             _report(
                 holdings={
                     "held": {"rpm_limit": 5},
-                    "cooling": [{"dimension": "rpm_limit", "amount": 1, "remaining": {"seconds": 10**9}}],
+                    "cooling": [{"dimension": "rpm_limit", "amounts": [1], "remaining_seconds": [10**9]}],
+                }
+            ),
+            "holdings.cooling.rpm_limit",
+        ),
+        (
+            _report(
+                holdings={
+                    "held": {"rpm_limit": 5},
+                    "cooling": [{"dimension": "rpm_limit", "amounts": [1, 2], "remaining_seconds": [1]}],
+                }
+            ),
+            "holdings.cooling.rpm_limit",
+        ),
+        (
+            _report(
+                holdings={
+                    "held": {"rpm_limit": 5},
+                    "cooling": [{"dimension": "rpm_limit", "amounts": [math.nan], "remaining_seconds": [1]}],
                 }
             ),
             "holdings.cooling.rpm_limit",

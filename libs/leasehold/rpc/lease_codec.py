@@ -15,7 +15,7 @@ from leasehold.core import errors
 from leasehold.core.budget import messages, model, quantity
 from leasehold.rpc import budget_codec, wire_values
 
-#: Entries of `Holdings.cooling` for each dimension, and of `LeaseReport.throttles`.
+#: Steps of one dimension's `Cooling`, and entries of `LeaseReport.throttles`.
 COOLING_PARTS_MAX = 16
 THROTTLES_MAX = 100
 
@@ -149,28 +149,37 @@ def decode_holdings(message: lease_pb2.Holdings) -> messages.Holdings:
     )
 
 
-def _decode_cooling(message: lease_pb2.Holdings, held: Mapping[str, int]) -> tuple[messages.CoolingPart, ...]:
-    if len(message.cooling) > COOLING_PARTS_MAX * model.DIMENSIONS_MAX:
-        raise errors.InvalidArgument(
-            f"holdings.cooling: at most {COOLING_PARTS_MAX} parts a dimension", field="holdings.cooling"
-        )
+def _decode_cooling(message: lease_pb2.Holdings, held: Mapping[str, int]) -> tuple[messages.Cooling, ...]:
     units_max, seconds_max = quantity.UNITS_MAX, wire_values.DURATION_SECONDS_MAX
-    parts = []
-    for part in message.cooling:
-        dimension, units, remaining = part.dimension, part.amount, part.remaining
-        # As `wire_values.decode_seconds`, inlined: a report has some twenty of these.
-        seconds = (remaining.seconds * 1_000_000_000 + remaining.nanos) / 1_000_000_000
-        if not (0.0 <= units <= units_max and 0.0 <= seconds <= seconds_max and dimension in held):
-            raise _wrong_cooling(dimension, held)
-        parts.append(messages.CoolingPart(dimension, int(units * 1_000_000 + 0.5), seconds))
-    return tuple(parts)
+    decoded: dict[str, messages.Cooling] = {}
+    for cooling in message.cooling:
+        dimension = cooling.dimension
+        units, seconds = tuple(cooling.amounts), tuple(cooling.remaining_seconds)
+        is_whole = len(units) == len(seconds) <= COOLING_PARTS_MAX and dimension not in decoded
+        is_sound = _are_within(units, units_max) and _are_within(seconds, seconds_max)
+        if not (is_whole and is_sound and dimension in held):
+            raise _wrong_cooling(dimension, held, is_whole=is_whole)
+        amounts = tuple([int(u * 1_000_000 + 0.5) for u in units])
+        decoded[dimension] = messages.Cooling(dimension, amounts, seconds)
+    return tuple(decoded.values())
 
 
-def _wrong_cooling(dimension: str, held: Mapping[str, int]) -> errors.InvalidArgument:
+def _are_within(values: tuple[float, ...], most: float) -> bool:
+    """Whether all are in 0 to `most`; a NaN, which min and max may pass over, makes the sum one."""
+    total = sum(values)
+    return not values or (total == total and min(values) >= 0.0 and max(values) <= most)
+
+
+def _wrong_cooling(dimension: str, held: Mapping[str, int], *, is_whole: bool) -> errors.InvalidArgument:
     field = f"holdings.cooling.{dimension[:63]}"
     if dimension not in held:
         return errors.InvalidArgument(f"{field}: is not in holdings.held", field=field)
-    return errors.InvalidArgument(f"{field}: amount or remaining time is out of range", field=field)
+    if not is_whole:
+        return errors.InvalidArgument(
+            f"{field}: is once, with as many amounts as remaining_seconds, at most {COOLING_PARTS_MAX}",
+            field=field,
+        )
+    return errors.InvalidArgument(f"{field}: an amount or a remaining time is out of range", field=field)
 
 
 def encode_holdings(holdings: messages.Holdings) -> lease_pb2.Holdings:
@@ -183,12 +192,11 @@ def encode_holdings(holdings: messages.Holdings) -> lease_pb2.Holdings:
         admitted_total=amounts(holdings.admitted_total),
         overdraft_total=amounts(holdings.overdraft_total),
     )
-    for part in holdings.cooling:
-        whole, nanos = divmod(round(part.remaining_seconds * 1e9), 1_000_000_000)
+    for cooling in holdings.cooling:
         message.cooling.add(
-            dimension=part.dimension,
-            amount=part.amount / quantity.MICRO,
-            remaining={"seconds": whole, "nanos": nanos},
+            dimension=cooling.dimension,
+            amounts=[amount / quantity.MICRO for amount in cooling.amounts],
+            remaining_seconds=cooling.remaining_seconds,
         )
     return message
 

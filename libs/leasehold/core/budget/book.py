@@ -7,7 +7,9 @@ is bound by plus what is stranded. Amounts are micro-units; vectors are in the o
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
 
-from leasehold.core.budget import effects, lease as leases, model, throttle as throttles
+from leasehold.core.budget import effects, model
+from leasehold.core.budget import lease as leases
+from leasehold.core.budget import throttle as throttles
 from leasehold.core.budget.lease import Lease, Stranded, Vector
 
 Key = tuple[str, str]
@@ -70,11 +72,6 @@ class Book:
             )
             held.unacknowledged = [(version, moved(caps)) for version, caps in held.unacknowledged]
             held.largest_cost = ()
-            held.cooling = tuple(
-                leases.Cooling(self.index[old_names[part.index]], part.amount, part.at)
-                for part in held.cooling
-                if old_names[part.index] in self.index
-            )
             held.counted = held.bound
             self._unrecorded.add((held.holder, held.incarnation))
         for parts in self.stranded.values():

@@ -32,15 +32,6 @@ class LeaseState(enum.StrEnum):
     GHOST = "ghost"
 
 
-@dataclass(slots=True)
-class Cooling:
-    """`amount` of dimension number `index` returns at `at` (allocator's clock, seconds)."""
-
-    index: int
-    amount: int
-    at: float
-
-
 @dataclass(slots=True, eq=False)
 class Lease:
     """One outstanding lease."""
@@ -65,7 +56,9 @@ class Lease:
     #: (version, caps) of grants that are not acknowledged; caps in force are the last.
     unacknowledged: list[tuple[int, Vector]] = field(default_factory=list)
     held: Vector = ()
-    cooling: tuple[Cooling, ...] = ()
+    #: As told in the last report, which arrived at `cooling_since`.
+    cooling: tuple[messages.Cooling, ...] = ()
+    cooling_since: float = 0.0
     refundable: Vector = ()
     #: Per dimension; None: not bounded.
     largest_cost: tuple[int | None, ...] = ()
@@ -103,6 +96,12 @@ class Lease:
         self.bound = bound
         return bound
 
+    def cooling_after(self, dimension: str, instant: float) -> list[tuple[float, int]]:
+        """(instant of return, micro-units) of what is known to cool beyond `instant`."""
+        return [
+            part for part in cooling_parts(self.cooling, self.cooling_since, dimension) if part[0] > instant
+        ]
+
     def share_max(self, index: int) -> int:
         """Largest share of a dimension that the holder may be pacing by."""
         share = self.caps[index]
@@ -112,6 +111,16 @@ class Lease:
             # A shrink that is not acknowledged may not have reached the holder.
             share = max(share, min(self.held[index], self.bound[index]))
         return share
+
+
+def cooling_parts(cooling: Sequence[messages.Cooling], since: float, dimension: str) -> list[tuple[float, int]]:
+    """(instant of return, micro-units) of one dimension, as a report that arrived at `since` tells it."""
+    return [
+        (since + seconds, amount)
+        for told in cooling
+        if told.dimension == dimension
+        for seconds, amount in zip(told.remaining_seconds, told.amounts, strict=True)
+    ]
 
 
 @dataclass(slots=True)
@@ -159,16 +168,15 @@ class StrandRules:
 
 
 def strand_released(
-    lease: Lease, rules: StrandRules, now: float, cooling: Sequence[Cooling], held: Vector
+    lease: Lease, rules: StrandRules, now: float, cooling: Sequence[messages.Cooling], held: Vector
 ) -> list[Stranded]:
     """What a graceful release leaves: known cooling, and calls still in flight."""
-    stranded = [
-        Stranded(lease.holder, lease.incarnation, part.index, part.amount, part.at, False)
-        for part in cooling
-        if part.amount > 0
-    ]
+    stranded: list[Stranded] = []
     for index, amount in enumerate(held):
-        rest = amount - sum(part.amount for part in cooling if part.index == index)
+        rest = amount
+        for at, part in cooling_parts(cooling, now, rules.dimensions[index].name):
+            stranded.append(Stranded(lease.holder, lease.incarnation, index, part, at, False))
+            rest -= part
         if rest > 0:
             until = now + rules.lost_seconds(index)
             stranded.append(Stranded(lease.holder, lease.incarnation, index, rest, until, False))
@@ -215,20 +223,17 @@ def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: b
         if unknown:
             stranded.append(Stranded(lease.holder, lease.incarnation, index, unknown, lost_at, True))
         left = amount - unknown
-        late_first = sorted(
-            (part for part in lease.cooling if part.index == index and part.at > end), key=lambda part: -part.at
-        )
-        for part in late_first:
-            taken = min(part.amount, left)
+        for at, part in sorted(lease.cooling_after(dimension.name, end), reverse=True):
+            taken = min(part, left)
             if taken > 0:
-                stranded.append(Stranded(lease.holder, lease.incarnation, index, taken, part.at, False))
+                stranded.append(Stranded(lease.holder, lease.incarnation, index, taken, at, False))
                 left -= taken
     return stranded
 
 
 def _unknown_spend(lease: Lease, dimension: model.Dimension, index: int, end: float) -> int:
     amount = lease.bound[index]
-    known_cooling = sum(part.amount for part in lease.cooling if part.index == index and part.at > end)
+    known_cooling = sum(part for _, part in lease.cooling_after(dimension.name, end))
     refundable = min(lease.refundable[index] if lease.refundable else 0, known_cooling)
     spendable = min(amount, max(0, amount - known_cooling) + refundable)
     largest = lease.largest_cost[index] if lease.largest_cost else None

@@ -589,15 +589,15 @@ class Limiter:
         """The holder's statement of what it has; cooling is told in at most `parts_max` steps a dimension."""
         self.fold(now)
         self._advance(now)
-        cooling: list[messages.CoolingPart] = []
+        cooling: list[messages.Cooling] = []
         refundable: dict[str, int] = {}
         for name, held in self.stocks.items():
             if not isinstance(held, stock.RateStock):
                 continue
-            cooling.extend(
-                messages.CoolingPart(name, amount, seconds)
-                for seconds, amount in merge_parts(list(held.cooling(now)), parts_max)
-            )
+            parts = merge_parts(list(held.cooling(now)), parts_max)
+            if parts:
+                seconds, amounts = zip(*parts, strict=True)
+                cooling.append(messages.Cooling(name, amounts, seconds))
             refundable[name] = max(0, held.admitted_total - self._settled(name))
         result = messages.Holdings(
             held=self.held(),

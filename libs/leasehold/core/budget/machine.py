@@ -1,9 +1,9 @@
 """The lease machine of one budget: events in, effects out.
 
-Every public method but the readers is one event; `finish` ends an event, or a batch of them: it moves shares and
-answers what was asked. Time is an input, seconds on the allocator's CLOCK_MONOTONIC. Units reach a holder only out
-of the pool, and the pool only out of what a holder has acknowledged to have given up, or what the provider can no
-longer count.
+Every public method but the readers is one event; `finish` ends an event, or a batch of them: it moves shares
+and answers what was asked. Time is an input, seconds on the allocator's CLOCK_MONOTONIC. Units reach a holder
+only out of the pool, and the pool only out of what a holder has acknowledged to have given up, or what the
+provider can no longer count.
 """
 
 import heapq
@@ -322,7 +322,7 @@ class BudgetMachine:
             held.set_caps(owned)
         held.acknowledge(report.grant_version, owned)
         book.count(held)
-        held.cooling = self._cooling(holdings, now)
+        held.cooling, held.cooling_since = holdings.cooling, now
         held.refundable = self._vector(holdings.refundable)
         held.overdraft = self._vector(holdings.overdraft_total)
         held.largest_cost = tuple(holdings.largest_cost.get(name) for name in book.names)
@@ -337,14 +337,6 @@ class BudgetMachine:
         if any(given_up):
             lost = Lease(held.holder, held.incarnation, held.lease_id, now, now, given_up, given_up)
             self.book.strand(leases.strand_unknown(lost, self.book.rules, now), now)
-
-    def _cooling(self, holdings: messages.Holdings, now: float) -> tuple[leases.Cooling, ...]:
-        index = self.book.index
-        return tuple(
-            leases.Cooling(index[part.dimension], part.amount, now + part.remaining_seconds)
-            for part in holdings.cooling
-            if part.dimension in index
-        )
 
     def _vector(self, amounts: Mapping[str, int]) -> Vector:
         return tuple([amounts.get(name, 0) for name in self.book.names])
@@ -411,8 +403,8 @@ class BudgetMachine:
     ) -> list[leases.Stranded]:
         if holdings is None:
             return leases.strand_unknown(held, self.book.rules, now)
-        cooling = self._cooling(holdings, now)
-        return leases.strand_released(held, self.book.rules, now, cooling, self._vector(holdings.held))
+        owned = self._vector(holdings.held)
+        return leases.strand_released(held, self.book.rules, now, holdings.cooling, owned)
 
     def session_closed(self, holder: str, session: int, now: float) -> None:
         """A connection broke: its holder may be alive, and spending."""

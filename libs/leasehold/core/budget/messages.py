@@ -1,7 +1,7 @@
 """What holders and the allocator tell each other, free of any wire format.
 
-Amounts are micro-units by dimension name, durations relative seconds. `proto/leasehold/api/budget/v1/lease.proto`
-is the wire form and says what absence means.
+Amounts are micro-units by dimension name, durations relative seconds. The wire form, in
+`proto/leasehold/api/budget/v1/lease.proto`, says what absence means.
 """
 
 import enum
@@ -34,12 +34,12 @@ class ProcessKey:
 
 
 @dataclass(frozen=True, slots=True)
-class CoolingPart:
-    """`amount` of `dimension` comes back `remaining_seconds` after the report was made."""
+class Cooling:
+    """`amounts[i]` of `dimension` come back `remaining_seconds[i]` after the report was made."""
 
     dimension: str
-    amount: int
-    remaining_seconds: float
+    amounts: tuple[int, ...]
+    remaining_seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Holdings:
     """What a holder physically has; every amount is an upper bound."""
 
     held: Amounts
-    cooling: tuple[CoolingPart, ...] = ()
+    cooling: tuple[Cooling, ...] = ()
     refundable: Amounts = field(default_factory=dict)
     #: Largest cost that may be admitted on pacing credit; a dimension left out is not bounded.
     largest_cost: Amounts = field(default_factory=dict)

@@ -8,7 +8,7 @@ from leasehold.core.budget.lease import Lease, LeaseState, Vector
 
 #: Changes below this part of a share ride on the next renewal instead of being pushed.
 PUSH_FRACTION = 0.05
-#: A large fleet is divided again at most so often, seconds per holder: a division costs about so much per holder.
+#: A large fleet is divided again at most so often, seconds per holder; a division's cost grows likewise.
 INTERVAL_SECONDS_PER_HOLDER = 60e-6
 #: Where needs let only some be served at a time, a served one keeps its turn for so many refresh intervals.
 TURN_REFRESHES = 1.0

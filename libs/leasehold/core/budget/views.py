@@ -156,7 +156,7 @@ def explain(machine: BudgetMachine, holder: str, now: float) -> list[DimensionEx
 def _explained(
     machine: BudgetMachine, held: Lease, index: int, dimension: model.Dimension, stranded: int, now: float
 ) -> DimensionExplanation:
-    cooling = sum(part.amount for part in held.cooling if part.index == index and part.at > now)
+    cooling = sum(amount for _, amount in held.cooling_after(dimension.name, now))
     cap, target, bound = held.caps[index], held.target[index], held.bound[index]
     division = machine.rebalancer.division
     parts: list[str] = []

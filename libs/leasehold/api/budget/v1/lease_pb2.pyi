@@ -85,29 +85,32 @@ Global___ProcessIdentity: _TypeAlias = ProcessIdentity  # noqa: Y015
 
 @_typing.final
 class Cooling(_message.Message):
-    """Units that are used up now and come back after a known time."""
+    """Units of one dimension that are used up now and come back at known times: `amounts[i]` after
+    `remaining_seconds[i]`. Two plain lists of one length, at most 16: reports are many.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DIMENSION_FIELD_NUMBER: _builtins.int
-    AMOUNT_FIELD_NUMBER: _builtins.int
-    REMAINING_FIELD_NUMBER: _builtins.int
+    AMOUNTS_FIELD_NUMBER: _builtins.int
+    REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
     dimension: _builtins.str
-    amount: _builtins.float
     @_builtins.property
-    def remaining(self) -> _duration_pb2.Duration:
-        """From the instant the report was made."""
+    def amounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def remaining_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Counted from the instant at which the report was made."""
 
     def __init__(
         self,
         *,
         dimension: _builtins.str = ...,
-        amount: _builtins.float = ...,
-        remaining: _duration_pb2.Duration | None = ...,
+        amounts: _abc.Iterable[_builtins.float] | None = ...,
+        remaining_seconds: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining", b"remaining"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "dimension", b"dimension", "remaining", b"remaining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amounts", b"amounts", "dimension", b"dimension", "remaining_seconds", b"remaining_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -231,7 +234,7 @@ class Holdings(_message.Message):
 
     @_builtins.property
     def cooling(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cooling]:
-        """The cooling part of held, rate dimensions only; at most 16 entries a dimension."""
+        """The cooling part of held, rate dimensions only; each dimension at most once."""
 
     @_builtins.property
     def largest_cost(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

@@ -1,0 +1,40 @@
+"""The peer of the renewal benchmarks: a bare grpc.aio server that gives each message back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from leasehold.api.budget.v1 import budget_service_pb2 as wire
+
+
+async def _stream(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield request
+
+
+async def _unary(request: Any, context: Any) -> Any:
+    return request
+
+
+async def main() -> None:
+    """Serve until killed; prints the port."""
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    hold, renew = wire.HoldLeasesRequest, wire.RenewLeaseRequest
+    handlers = {
+        "Stream": grpc.stream_stream_rpc_method_handler(
+            _stream, request_deserializer=hold.FromString, response_serializer=hold.SerializeToString
+        ),
+        "Unary": grpc.unary_unary_rpc_method_handler(
+            _unary, request_deserializer=renew.FromString, response_serializer=renew.SerializeToString
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

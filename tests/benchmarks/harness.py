@@ -1,0 +1,171 @@
+"""What the benchmarks share: a real control plane in child processes, rounds, ratios."""
+
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from leasehold import devstack
+from leasehold.api.budget.v1 import budget_service_pb2 as wire
+from leasehold.api.budget.v1 import budget_service_pb2_grpc as wire_grpc
+from leasehold.core.budget import model, quantity
+from leasehold.devstack import ports
+from leasehold.rpc import budget_codec
+
+HERE = pathlib.Path(__file__).parent
+READY_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Result:
+    """One line of the table. `value` is judged against `target` (None: told, not judged)."""
+
+    name: str
+    value: float
+    unit: str
+    target: str = ""
+    is_met: bool | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Plane:
+    """A running control plane."""
+
+    stack: devstack.Stack
+    addresses: list[str]
+    children: list[devstack.Child]
+
+
+@contextlib.contextmanager
+def control_plane(replicas: int = 1) -> Iterator[Plane]:
+    """etcd, Postgres and allocators, for the time of the block."""
+    with tempfile.TemporaryDirectory(prefix="leasehold-bench-") as folder:
+        with devstack.Stack(pathlib.Path(folder), announce=lambda _: None) as stack:
+            addresses: list[str] = []
+            children: list[devstack.Child] = []
+            env = {
+                **os.environ,
+                "LEASEHOLD_ETCD_ENDPOINTS": ",".join(stack.etcd_endpoints),
+                "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
+                "LEASEHOLD_ETCD_TXN_OPS_MAX": "4096",
+            }
+            for number in range(replicas):
+                address = f"127.0.0.1:{ports.free_port()}"
+                command = [sys.executable, "-m", "leasehold.allocator", "--listen", address]
+                child = stack.spawn(f"allocator-{number}", command, env=env)
+                children.append(child)
+                addresses.append(address)
+            for child, address in zip(children, addresses, strict=True):
+                child.wait_until(
+                    lambda address=address: is_up(address),
+                    timeout_seconds=READY_SECONDS,
+                    cancel=threading.Event(),
+                )
+            yield Plane(stack, addresses, children)
+
+
+def is_up(address: str) -> bool:
+    """Whether an allocator leads at `address`, or knows who does."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            wire_grpc.BudgetServiceStub(channel).ListBudgets(wire.ListBudgetsRequest(), timeout=1.0)
+        except grpc.RpcError as error:
+            return "the leader is at" in (error.details() or "")
+        return True
+
+
+def put_budget(addresses: Sequence[str], name: str, limits: dict[str, float], **settings: Any) -> None:
+    """Define a budget; `settings` are fields of `BudgetSpec`."""
+    spec = model.BudgetSpec(
+        name=name,
+        dimensions=tuple(
+            model.Dimension(
+                name=dimension,
+                kind=model.STANDARD_KINDS[dimension],
+                limit=int(limit * quantity.MICRO),
+                window_seconds=settings.get("window_seconds", 60.0),
+            )
+            for dimension, limit in limits.items()
+        ),
+        **settings,
+    )
+    request = wire.PutBudgetRequest(budget=budget_codec.encode_budget(spec))
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        for address in addresses:
+            with grpc.insecure_channel(address) as channel, contextlib.suppress(grpc.RpcError):
+                wire_grpc.BudgetServiceStub(channel).PutBudget(request, timeout=5.0)
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError("no allocator took the budget")
+
+
+@contextlib.contextmanager
+def child_program(module: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A Python program beside this one; the first line that it prints is given too."""
+    command = [sys.executable, str(HERE / f"{module}.py"), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """The value below which `part` (0..1) of the values lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+def median(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+def report(results: Sequence[Result], path: pathlib.Path | None = None) -> None:
+    """Print a table; keep it as JSON."""
+    width = max(len(result.name) for result in results)
+    for result in results:
+        verdict = {None: "", True: "ok", False: "MISSED"}[result.is_met]
+        print(f"{result.name:<{width}}  {result.value:>12.3f} {result.unit:<10} {result.target:<12} {verdict}")
+        if result.detail:
+            print(f"{'':<{width}}  {json.dumps(result.detail)}")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        documents = [
+            {
+                "name": r.name,
+                "value": r.value,
+                "unit": r.unit,
+                "target": r.target,
+                "is_met": r.is_met,
+                **r.detail,
+            }
+            for r in results
+        ]
+        path.write_text(json.dumps(documents, indent=2) + "\n")
