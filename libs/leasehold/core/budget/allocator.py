@@ -1,8 +1,9 @@
 """Every budget of one leader's reign: routes events to the budgets' machines, gathers their effects.
 
-Driver contract, in this order: (1) feed events with the present time; (2) `finish` takes the effects; (3)
-write the records in one transaction that compares the epoch; (4) only then send the messages; (5) feed what came
-of it.
+Driver contract, in this order: (1) feed events with the present time; (2) `finish` takes the effects;
+(3) write the records in one transaction that compares the epoch; (4) only then send the messages;
+(5) feed what came of it.
+
 A machine exists for one epoch: a leader that loses its epoch throws it away.
 """
 
