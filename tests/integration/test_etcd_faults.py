@@ -385,14 +385,33 @@ async def test_a_wiped_etcd_is_told_apart(tmp_path: Path, is_token_kept: bool) -
         await fresh.close()
 
 
+async def test_a_wiped_etcd_that_has_caught_up_in_revisions_is_told_apart_by_its_id(
+    own_etcd: devstack.EtcdServer, etcd: port.EtcdPort
+) -> None:
+    await etcd.put("/k", b"1")
+    await asyncio.to_thread(own_etcd.wipe)
+    await asyncio.to_thread(own_etcd.start)
+    fresh = await adapter.connect([own_etcd.endpoint], settings=IMPATIENT)
+    for number in range(10):
+        await fresh.put("/k", str(number).encode())
+    with pytest.raises(errors.ForeignEtcdCluster) as foreign:
+        await etcd.get("/k")
+    assert foreign.value.metadata["found"] == f"{await fresh.cluster_id():016x}"
+    await fresh.close()
+
+
 # -- several members
 
 
 async def test_a_client_and_its_watch_go_over_to_another_member_when_theirs_freezes(
     cluster: devstack.EtcdCluster,
 ) -> None:
-    """The member that all calls go to is SIGSTOPped; a read goes on within its timeout, the watch with it."""
-    etcd = await adapter.connect(cluster.endpoints, settings=settings.Settings(call_timeout_seconds=3))
+    """The member that all calls go to is SIGSTOPped; a read goes on within its timeout, the watch with it.
+
+    No ping tells, so it is the unanswered call alone that moves the watch.
+    """
+    silent = settings.Settings(call_timeout_seconds=3, keepalive_seconds=600, ping_timeout_seconds=600)
+    etcd = await adapter.connect(cluster.endpoints, settings=silent)
     start = await etcd.put("/k", b"0") + 1
     async with Recorder(etcd.watch_prefix("/k", start)) as recorder:
         await etcd.put("/k", b"1")

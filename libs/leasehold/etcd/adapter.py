@@ -36,7 +36,7 @@ async def connect(
     )
     etcd = GrpcEtcd(calls, clock or clocks.SystemClock())
     try:
-        await calls.log_in(calls.token)
+        await calls.log_in(stale=())
         await etcd.status()
     except BaseException:
         await etcd.close()

@@ -196,11 +196,6 @@ class Calls:
                 )
             self.cluster_id = cluster_id
 
-    @property
-    def token(self) -> Token:
-        """What tells etcd the user; empty before `log_in` and where there is no login."""
-        return self._token
-
     def check_revision(self, revision: int, floor: int) -> None:
         """Raises `ForeignEtcdCluster` if a revision is below one known before it was asked for.
 

@@ -35,35 +35,41 @@ class _Stream:
     is accepted, and never tells of them. A watch from R - 1 is refused, so the gap is noticed.
     """
 
-    def __init__(self, calls: wire_calls.Calls, prefix: str, next_revision: int) -> None:
+    def __init__(self, calls: wire_calls.Calls, endpoint: wire_calls.Endpoint, next_revision: int) -> None:
         self.next_revision = next_revision
         self._calls = calls
-        self._prefix = prefix
-        self._endpoint = calls.current()
-        self._call = calls.open_watch(self._endpoint)
+        self._call = calls.open_watch(endpoint)
 
-    async def open(self) -> None:
+    @classmethod
+    async def open(cls, calls: wire_calls.Calls, prefix: str, next_revision: int) -> "_Stream":
         """Asks for the watch and waits for etcd's consent, up to the call timeout."""
-        first, end = codec.prefix_range(self._prefix)
-        # etcd would wait in silence for a revision that a wiped cluster reaches in months.
-        newest = await self._calls.read(
+        first, end = codec.prefix_range(prefix)
+        # etcd would wait in silence for a revision that a wiped cluster reaches in months. This also replaces a
+        # lapsed token, which a watch is told of in the same words as a lack of permission.
+        newest = await calls.read(
             lambda endpoint: endpoint.kv.Range, rpc_pb2.RangeRequest(key=first, range_end=end, limit=1)
         )
-        self._calls.check_revision(newest.header.revision, self.next_revision - 1)
+        calls.check_revision(newest.header.revision, next_revision - 1)
         create = rpc_pb2.WatchCreateRequest(
             key=first,
             range_end=end,
-            start_revision=max(1, self.next_revision - 1),
+            start_revision=max(1, next_revision - 1),
             progress_notify=True,
             fragment=True,
         )
+        endpoint = calls.current()
+        stream = cls(calls, endpoint, next_revision)
         try:
-            async with asyncio.timeout(self._calls.settings.call_timeout_seconds):
-                await self._translated(self._call.write(rpc_pb2.WatchRequest(create_request=create)))
-                await self._response()
+            async with asyncio.timeout(calls.settings.call_timeout_seconds):
+                await stream._translated(stream._call.write(rpc_pb2.WatchRequest(create_request=create)))
+                await stream._response()
         except TimeoutError:
-            self._calls.leave(self._endpoint, "a watch was not answered")
+            calls.leave(endpoint, "a watch was not answered")
             raise errors.DeadlineExceeded("etcd did not open the watch in time") from None
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     async def changes(self) -> list[Change]:
         """The next changes, none of a revision left for later; may be empty."""
@@ -135,7 +141,7 @@ class _Follower:
         self._next_revision = start_revision  # None: list first
         self._stream: _Stream | None = None
         self._failed = 0
-        self._refused_token: wire_calls.Token | None = None
+        self._was_denied = False
 
     async def events(self) -> Sequence[port.WatchEvent]:
         """The next events; raises only what waiting does not heal."""
@@ -148,10 +154,12 @@ class _Follower:
                 self._next_revision = None
             except errors.PermissionDenied as error:
                 self.close()
-                if self._refused_token is not None:
+                if self._was_denied:
                     raise
                 _log.info("watch_refused", prefix=self._prefix, error=error.message)
-                self._refused_token = self._calls.token
+                self._was_denied = (
+                    True  # by a token that has just lapsed, perhaps: the next stream has a new one
+                )
             except _TRANSIENT as error:
                 self.close()
                 if self._calls.is_closed:
@@ -159,7 +167,7 @@ class _Follower:
                 _log.warning("watch_interrupted", prefix=self._prefix, error=error.message)
                 await self._pause()
             else:
-                self._failed, self._refused_token = 0, None
+                self._failed, self._was_denied = 0, False
                 return events
 
     def close(self) -> None:
@@ -169,15 +177,12 @@ class _Follower:
             stream.close()
 
     async def _step(self) -> Sequence[port.WatchEvent]:
-        if self._refused_token is not None:
-            await self._calls.log_in(self._refused_token)
         if self._next_revision is None:
             listing = await self._lister(self._prefix)
             self._next_revision = listing.revision + 1
             return (port.Reset(listing),)
         if self._stream is None:
-            self._stream = _Stream(self._calls, self._prefix, self._next_revision)
-            await self._stream.open()
+            self._stream = await _Stream.open(self._calls, self._prefix, self._next_revision)
         changes = await self._stream.changes()
         self._next_revision = self._stream.next_revision
         return changes
