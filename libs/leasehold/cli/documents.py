@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
 from google.protobuf import json_format
 from leasehold.api.budget.v1 import budget_pb2
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
@@ -13,6 +12,7 @@ from leasehold.cli import output
 from leasehold.core import errors
 from leasehold.core.budget import codec, model
 from leasehold.rpc import budget_codec
+from leasehold.runtime import budgets_yaml
 
 
 def read_budgets(file: str) -> tuple[model.BudgetSpec, ...]:
@@ -23,12 +23,7 @@ def read_budgets(file: str) -> tuple[model.BudgetSpec, ...]:
         raise errors.InvalidArgument(f"{file}: {error.strerror}", field="file") from error
     except UnicodeDecodeError as error:
         raise errors.InvalidArgument(f"{file}: is not UTF-8", field="file") from error
-    try:
-        return codec.decode_budget_file(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise errors.InvalidArgument(
-            f"{file}: not YAML: {' '.join(str(error).split())}", field="file"
-        ) from error
+    return budgets_yaml.parse(text)
 
 
 def budget_document(message: budget_pb2.Budget) -> dict[str, Any]:

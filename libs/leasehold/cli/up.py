@@ -1,5 +1,6 @@
 """`leasehold up` and `leasehold down`: the whole system on one machine, for as long as the command runs."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -10,14 +11,13 @@ import threading
 import time
 from dataclasses import dataclass
 
-import yaml
 from leasehold import devstack
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.cli import connection, documents, output
 from leasehold.core import errors
-from leasehold.core.budget import codec
 from leasehold.devstack import ports as devports
 from leasehold.rpc import budget_codec
+from leasehold.runtime import budgets_yaml
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 30.0
@@ -134,13 +134,13 @@ def _define_example(ports: Ports, budgets_file: str | None) -> None:
     target = connection.Target([f"127.0.0.1:{ports.allocator}"], timeout_seconds=10.0)
     if budgets_file is not None or target.call("ListBudgets", wire.ListBudgetsRequest(page_size=1)).budgets:
         return
-    document = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    specs = budgets_yaml.parse(EXAMPLE.read_text(encoding="utf-8"))
     count = os.environ.get("WORKER_COUNT", "")
     if count:
         if not count.isdigit():
             raise errors.InvalidArgument(f"WORKER_COUNT: {count!r} is not a whole number", field="WORKER_COUNT")
-        document["budgets"][0]["expected_workers"] = int(count)
-    for spec in codec.decode_budget_file(document):
+        specs = tuple(dataclasses.replace(spec, expected_workers=int(count)) for spec in specs)
+    for spec in specs:
         target.call("PutBudget", wire.PutBudgetRequest(budget=budget_codec.encode_budget(spec)))
 
 

@@ -4,30 +4,20 @@ import asyncio
 import hashlib
 import pathlib
 
-import yaml
 from leasehold.allocator import leadership
 from leasehold.core import errors
-from leasehold.core.budget import codec, model
+from leasehold.core.budget import model
 from leasehold.observe import logs
+from leasehold.runtime import budgets_yaml
 
 POLL_SECONDS = 1.0
-FILE_BYTES_MAX = 4 << 20
 
 _log = logs.get_logger(__name__)
 
 
-def parse(text: str) -> tuple[model.BudgetSpec, ...]:
-    """The budgets of a file. Raises `InvalidArgument` that names the field, or the line of the YAML."""
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise errors.InvalidArgument(f"not YAML: {' '.join(str(error).split())}", field="budgets") from error
-    return codec.decode_budget_file(document)
-
-
 def read(path: pathlib.Path) -> tuple[model.BudgetSpec, ...]:
     """The budgets of the file at `path`. Raises `InvalidArgument`."""
-    return parse(_text(path))
+    return budgets_yaml.parse(_text(path))
 
 
 def _text(path: pathlib.Path) -> str:
@@ -35,7 +25,7 @@ def _text(path: pathlib.Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise errors.InvalidArgument(f"{path}: {error.strerror}", field="budgets_file") from error
-    if len(data) > FILE_BYTES_MAX:
+    if len(data) > budgets_yaml.TEXT_BYTES_MAX:
         raise errors.InvalidArgument(f"{path}: is larger than 4 MiB", field="budgets_file")
     try:
         return data.decode("utf-8")
@@ -72,7 +62,7 @@ class BudgetFile:
             digest = hashlib.sha256(text.encode()).hexdigest()
             if digest == self._seen:
                 return
-            specs = parse(text)
+            specs = budgets_yaml.parse(text)
         except errors.InvalidArgument as error:
             if error.message != self._seen:
                 _log.error(
