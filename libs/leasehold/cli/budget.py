@@ -258,7 +258,8 @@ def plan(
 ) -> None:
     """Rehearse a division: policy, limits and holders in, grants and reasons out. Needs no server."""
     try:
-        document = json.loads(sys.stdin.read() if file == "-" else pathlib.Path(file).read_text("utf-8"))
+        text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text("utf-8")
+        document = json.loads(text, object_pairs_hook=_unique)
     except OSError as error:
         raise errors.InvalidArgument(f"{file}: {error.strerror}", field="file") from error
     except ValueError as error:
@@ -275,6 +276,15 @@ def plan(
         print("\n".join(answer["grants"]))
     else:
         output.data(answer, form)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key given twice is a mistake that must not pass in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+        raise errors.InvalidArgument(f"the key {twice!r} is given twice in one object", field=twice)
+    return found
 
 
 @app.command()

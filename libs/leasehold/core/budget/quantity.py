@@ -19,13 +19,18 @@ def to_micros(units: float, *, field: str) -> int:
     """
     if isinstance(units, bool) or not isinstance(units, int | float):
         raise errors.InvalidArgument(f"{field}: {units!r} is not a number", field=field)
-    if not math.isfinite(units):
+    # A whole number may be beyond any float: it is compared before it is converted.
+    if isinstance(units, float) and not math.isfinite(units):
         raise errors.InvalidArgument(f"{field}: {units} is not a finite number", field=field)
     if units < 0:
-        raise errors.InvalidArgument(f"{field}: {units:g} is negative", field=field)
+        raise errors.InvalidArgument(f"{field}: {_shown(units)} is negative", field=field)
     if units > UNITS_MAX:
-        raise errors.InvalidArgument(f"{field}: {units:g} is above the maximum of 1e9", field=field)
+        raise errors.InvalidArgument(f"{field}: {_shown(units)} is above the maximum of 1e9", field=field)
     return round(units * MICRO)
+
+
+def _shown(units: float) -> str:
+    return f"{units:g}" if abs(units) < 1e300 else "a number of over 300 digits"
 
 
 def to_units(micros: int) -> float:

@@ -56,7 +56,7 @@ class Rebalancer:
             self.must_divide = False
         book.has_gained = False
         changed = self._move(book)
-        if self.division is not None and self.division.waiting:
+        if self.division is not None and self.division.waiting - self.division.blocked:
             self._keep_turns(book, now)
         self.next_at = now + INTERVAL_SECONDS_PER_HOLDER * len(book.leases)
         return changed
