@@ -170,9 +170,8 @@ def test_a_child_outlives_the_thread_that_started_it(start_child: StartChild) ->
     thread = threading.Thread(target=start_and_wait)
     thread.start()
     thread.join()
-    while Path(
-        f"/proc/self/task/{thread.native_id}"
-    ).exists():  # join returns a little before the kernel is done
+    # join() returns a little before the kernel is done with the thread.
+    while Path(f"/proc/self/task/{thread.native_id}").exists():
         os.sched_yield()
     identity.send(present(started[0].pid), signal.SIGUSR1)
 

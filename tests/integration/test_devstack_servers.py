@@ -67,6 +67,21 @@ def test_etcd_keeps_an_acknowledged_write_through_sigkill_on_the_same_port(
     assert (own_etcd.endpoint, cluster_id(endpoint), get(endpoint, "k")) == (endpoint, before, "v")
 
 
+def test_an_etcd_killed_in_its_first_moments_starts_again(tmp_path: Path) -> None:
+    """It is killed as soon as it has made its log: it would wait for a leader for ever on what is there."""
+    server = devstack.EtcdServer(tmp_path)
+    server.launch(threading.Event())
+    while not list(tmp_path.rglob("*.wal")):
+        assert server.is_running
+    server.kill()
+
+    with server:
+        put(server.endpoint, "k", "v")
+        server.kill()
+        server.start()
+        assert get(server.endpoint, "k") == "v"
+
+
 def test_a_wiped_etcd_is_another_cluster_and_empty(own_etcd: devstack.EtcdServer) -> None:
     before = cluster_id(own_etcd.endpoint)
     put(own_etcd.endpoint, "k", "v")

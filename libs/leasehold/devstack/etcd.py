@@ -4,6 +4,7 @@ import contextlib
 import functools
 import http.client
 import json
+import os
 import platform
 import secrets
 import shutil
@@ -75,6 +76,7 @@ class EtcdServer:
         # The cluster's id is made from its peers and this token. A new one for each new data folder makes a
         # wiped etcd a different cluster, which it is. With data at hand etcd ignores it.
         self._token = token or (lambda: secrets.token_hex(8))
+        self._is_alone = peers is None
         self._child: process.Child | None = None
 
     @property
@@ -122,13 +124,14 @@ class EtcdServer:
                 book=self._book,
                 env=_environment(),
             )
-        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._clear_unfinished()
         self._child.start()
 
     def wait_until_ready(self, cancel: threading.Event) -> None:
         """The second half of `start`: it answers a linearizable read, so it has a leader."""
         is_ready = functools.partial(is_healthy, self.client_port)
         self._started().wait_until(is_ready, timeout_seconds=READY_TIMEOUT_SECONDS, cancel=cancel)
+        _touch_durably(self._finished_mark)
 
     def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
         """Stop it; SIGKILL after ``grace_seconds``. One that does not run is no error."""
@@ -143,7 +146,7 @@ class EtcdServer:
     def wipe(self) -> None:
         """Stop it and throw its data away; the next start makes a new cluster with another id."""
         self.stop()
-        shutil.rmtree(self._state_dir, ignore_errors=True)
+        self._throw_away()
         self._child = None
 
     def kill(self) -> None:
@@ -171,6 +174,25 @@ class EtcdServer:
     def _state_dir(self) -> Path:
         return self.data_dir / f"{self.name}.data"
 
+    @property
+    def _finished_mark(self) -> Path:
+        return self._state_dir / "was-ready"
+
+    def _clear_unfinished(self) -> None:
+        """Throw away the data of a first start that did not get to its end.
+
+        An etcd that is killed between making its log and writing itself down as a member never elects a leader
+        again. Nobody was told its address then, so there is nothing in it; the mark, made before `start`
+        returns, tells. A member of a cluster is left alone: it may have a vote in what others know.
+        """
+        if self._is_alone and not self._finished_mark.exists():
+            self._throw_away()
+        self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _throw_away(self) -> None:
+        self._finished_mark.unlink(missing_ok=True)  # first: half of the data with the mark would look whole
+        shutil.rmtree(self._state_dir, ignore_errors=True)
+
     def _started(self) -> process.Child:
         if self._child is None:
             raise errors.FailedPrecondition(f"{self.name} does not run")
@@ -181,7 +203,7 @@ class EtcdServer:
         peer_url = f"http://{ports.HOST}:{self.peer_port}"
         flags: dict[str, str | int | Path] = {
             "name": self.name,
-            "data-dir": self._state_dir,
+            "data-dir": self._state_dir / "etcd",
             "listen-client-urls": client_url,
             "advertise-client-urls": client_url,
             "listen-peer-urls": peer_url,
@@ -286,6 +308,18 @@ def is_healthy(client_port: int) -> bool:
         except (OSError, http.client.HTTPException, ValueError):
             return False
     return isinstance(answer, dict) and answer.get("health") == "true"
+
+
+def _touch_durably(path: Path) -> None:
+    """Make an empty file that is still there after a power cut."""
+    if path.exists():
+        return
+    path.touch()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _environment() -> dict[str, str]:
