@@ -186,6 +186,12 @@ async def test_a_call_to_a_killed_etcd_was_not_applied_and_fails_in_time(
         assert time.monotonic() - began < CALL_TIMEOUT_SECONDS + SLACK_SECONDS
 
 
+async def test_a_name_that_does_not_resolve_is_an_etcd_that_does_not_answer() -> None:
+    with pytest.raises(errors.EtcdUnavailable) as failed:
+        await adapter.connect(["etcd.invalid:2379"], settings=IMPATIENT)
+    assert failed.value.metadata["outcome"] == "not_applied"
+
+
 async def test_a_call_waits_for_etcd_to_come_back_within_its_timeout(own_etcd: devstack.EtcdServer) -> None:
     etcd = await adapter.connect([own_etcd.endpoint], settings=settings.Settings(call_timeout_seconds=20))
     own_etcd.kill()

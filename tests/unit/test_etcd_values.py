@@ -227,6 +227,7 @@ def test_a_failure_of_a_read_becomes_one_of_our_errors(
         (CODE.DEADLINE_EXCEEDED, "Deadline Exceeded", "unknown"),
         (CODE.INTERNAL, "", "unknown"),
         (CODE.UNAVAILABLE, "failed to connect to all addresses; ...", "not_applied"),
+        (CODE.UNAVAILABLE, "errors resolving etcd.example:2379: [...]", "not_applied"),
     ],
 )
 def test_an_unanswered_write_tells_its_outcome(code: grpc.StatusCode, details: str, outcome: str) -> None:

@@ -192,7 +192,8 @@ class Calls:
         if cluster_id != self.cluster_id:
             if self.cluster_id:
                 raise errors.ForeignEtcdCluster(
-                    metadata={"expected": f"{self.cluster_id:016x}", "found": f"{cluster_id:016x}"}
+                    f"etcd's cluster id was {self.cluster_id:016x} and is {cluster_id:016x}",
+                    metadata={"expected": f"{self.cluster_id:016x}", "found": f"{cluster_id:016x}"},
                 )
             self.cluster_id = cluster_id
 

@@ -15,7 +15,8 @@ _TOKEN_INVALID = (
     "etcdserver: user name is empty",  # no token: authentication was enabled after connecting
 )
 _DENIED = ("etcdserver: authentication failed", "etcdserver: permission denied")
-_NEVER_SENT = "failed to connect to all addresses"  # gRPC's text where a call found no connection
+# gRPC's texts where a call found no connection, so that no server has seen it.
+_NEVER_SENT = ("failed to connect to all addresses", "errors resolving")
 _CAUSES = {
     "required revision has been compacted": "compacted",
     "required revision is a future revision": "future_revision",
@@ -48,7 +49,7 @@ def retry(failure: grpc.aio.AioRpcError) -> Retry:
     """Whether and what may be tried again."""
     details = failure.details() or ""
     if failure.code() in _UNANSWERED:
-        return Retry.ANY_CALL if _NEVER_SENT in details else Retry.READS
+        return Retry.ANY_CALL if details.startswith(_NEVER_SENT) else Retry.READS
     if details.startswith(_TOKEN_INVALID):
         return Retry.AFTER_LOGIN
     return Retry.NONE
@@ -70,7 +71,7 @@ def translate(failure: grpc.aio.AioRpcError, *, is_write: bool) -> errors.Leaseh
     if code in _UNANSWERED:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and not is_write:
             return errors.DeadlineExceeded(f"etcd did not answer in time: {details}")
-        is_unknown = is_write and _NEVER_SENT not in details
+        is_unknown = is_write and not details.startswith(_NEVER_SENT)
         outcome = "unknown" if is_unknown else "not_applied"
         return errors.EtcdUnavailable(
             f"etcd does not answer: {details}", retry_after_seconds=0.1, metadata={"outcome": outcome}

@@ -200,7 +200,8 @@ class MemoryEtcd(port.EtcdPort):
             self._pinned_id = self.cluster.id
         elif self._pinned_id != self.cluster.id:
             raise errors.ForeignEtcdCluster(
-                metadata={"expected": f"{self._pinned_id:016x}", "found": f"{self.cluster.id:016x}"}
+                f"etcd's cluster id was {self._pinned_id:016x} and is {self.cluster.id:016x}",
+                metadata={"expected": f"{self._pinned_id:016x}", "found": f"{self.cluster.id:016x}"},
             )
 
     async def _read(self, action: Callable[[memory_store.Store], T]) -> T:
