@@ -1,5 +1,6 @@
 """etcd and PostgreSQL together, for one data folder with one owner."""
 
+import contextlib
 import functools
 import os
 import threading
@@ -113,14 +114,13 @@ class Stack:
         The processes of `spawn` first, the last one first, then both servers together. Each gets
         ``grace_seconds`` before SIGKILL.
         """
-        try:
-            while self._others:
-                self._others[-1].stop(grace_seconds)
-                self._others.pop()
-            servers = [server for server in (self.etcd, self.postgres) if server is not None]
-            parallel.run([functools.partial(server.stop, grace_seconds) for server in servers])
-        finally:
-            self._owner.release()
+        servers = [server for server in (self.etcd, self.postgres) if server is not None]
+        with contextlib.ExitStack() as steps:  # from the last to the first, and each whatever another raises
+            steps.callback(self._owner.release)
+            steps.callback(self._others.clear)
+            steps.callback(parallel.run, [functools.partial(server.stop, grace_seconds) for server in servers])
+            for child in self._others:
+                steps.callback(child.stop, grace_seconds)
 
     def __enter__(self) -> Self:
         self.start()
