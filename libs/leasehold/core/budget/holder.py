@@ -224,7 +224,11 @@ class Holder:
     def _is_largest_news(self) -> bool:
         """Whether a cost was seen that this connection has not been told: the answer gives credit for it."""
         told = self._reported_largest
-        return any(amount > told.get(name, 0) for name, amount in self.limiter.largest_cost.items())
+        # Only rates are paced, so only their costs are ever told.
+        return any(
+            isinstance(held, stock.RateStock) and self.limiter.largest_cost.get(name, 0) > told.get(name, 0)
+            for name, held in self.limiter.stocks.items()
+        )
 
     def _is_waiting_news(self) -> bool:
         """Whether a waiting cost that does not fit the share has not been told yet."""
