@@ -15,7 +15,7 @@ import itertools
 import pathlib
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -139,35 +139,19 @@ class Replay:
             self._log.write("done", request=number, tokens=used_tokens)
 
 
-@contextlib.asynccontextmanager
-async def _leased(options: argparse.Namespace, log: journal.Journal) -> AsyncIterator[Budget]:
-    # Only here: a worker of a static split does without gRPC.
-    from leasehold import client
+def _budget(options: argparse.Namespace, log: journal.Journal) -> AbstractAsyncContextManager[Budget]:
+    if options.mode == "shared":
+        # Only here: a worker of a static split does without gRPC.
+        from leasehold.demo import leased
 
-    def on_allocation(allocation: client.Allocation) -> None:
-        log.write(
-            "allocation",
-            amounts=dict(allocation.amounts),
-            total_workers=allocation.total_workers,
-            active_workers=allocation.active_workers,
-            reason=allocation.reason,
-        )
-
-    async with client.connect([options.allocator], worker_id=options.worker_id) as leasehold:
-        budget = leasehold.budget(options.budget)
-        budget.set_allocation_callback(on_allocation)
-        yield budget
-
-
-@contextlib.asynccontextmanager
-async def _static(options: argparse.Namespace, log: journal.Journal) -> AsyncIterator[Budget]:
+        return leased.budget(options.budget, allocator=options.allocator, worker_id=options.worker_id, log=log)
     share = windows.Limits(
         requests=options.requests,
         tokens=options.tokens,
         concurrency=options.concurrency,
         window_seconds=options.window_seconds,
     )
-    yield static_split.StaticSplit(share)
+    return contextlib.nullcontext(static_split.StaticSplit(share))
 
 
 def _endless(options: argparse.Namespace) -> Iterator[traces.Request]:
@@ -186,13 +170,13 @@ def _endless(options: argparse.Namespace) -> Iterator[traces.Request]:
 
 
 async def _work(options: argparse.Namespace) -> None:
-    budget_of = _static if options.mode == "static" else _leased
     with journal.Journal(options.log) as log:
+        entering = _budget(options, log)
         log.write("join")
         try:
             async with (
                 chat_client.ChatClient(options.provider, worker_id=options.worker_id) as client,
-                budget_of(options, log) as budget,
+                entering as budget,
                 asyncio.TaskGroup() as tasks,
             ):
                 log.write("connected")
