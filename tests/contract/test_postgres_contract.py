@@ -126,6 +126,31 @@ async def test_an_accepted_foreign_cluster_is_the_next_generation_and_the_old_on
     assert await facts.claim_generation(CLUSTER, accept_foreign=True) == 3
 
 
+async def test_a_blank_cluster_that_keeps_its_id_is_foreign_once_the_fence_knows_its_generation(
+    facts: port.Store,
+) -> None:
+    assert await facts.claim_generation(CLUSTER, accept_foreign=False, is_blank=True) == 1
+    assert await facts.claim_generation(CLUSTER, accept_foreign=False, is_blank=True) == 1
+    await facts.raise_epoch(epochs.Epoch(1, 10, CLUSTER))
+    with pytest.raises(errors.ForeignEtcdCluster) as caught:
+        await facts.claim_generation(CLUSTER, accept_foreign=False, is_blank=True)
+    assert "--accept-new-etcd" in caught.value.message
+    assert "\n" not in caught.value.message
+    # One that still holds its epoch goes on.
+    assert await facts.claim_generation(CLUSTER, accept_foreign=False) == 1
+
+
+async def test_an_accepted_blank_cluster_is_the_next_generation_once(facts: port.Store) -> None:
+    await facts.claim_generation(CLUSTER, accept_foreign=False)
+    await facts.raise_epoch(epochs.Epoch(1, 10, CLUSTER))
+    assert await facts.claim_generation(CLUSTER, accept_foreign=True, is_blank=True) == 2
+    # Still blank, for the leader that asked died before it wrote its epoch: the same generation.
+    assert await facts.claim_generation(CLUSTER, accept_foreign=False, is_blank=True) == 2
+    await facts.raise_epoch(epochs.Epoch(2, 3, CLUSTER))
+    with pytest.raises(errors.ForeignEtcdCluster):
+        await facts.claim_generation(CLUSTER, accept_foreign=False, is_blank=True)
+
+
 async def test_stores_that_claim_at_once_agree_on_the_generation(open_store: OpenStore) -> None:
     first, second = await open_store(), await open_store()
     await first.migrate()

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import structlog
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
+from leasehold.observe import logs
 from leasehold.postgres import port
 
 CAPACITY_ENTRIES = 20_000
@@ -23,7 +23,7 @@ LINGER_SECONDS = 0.05
 BACKOFF_SECONDS_MIN = 0.1
 BACKOFF_SECONDS_MAX = 2.0
 
-log = structlog.get_logger(__name__)
+_log = logs.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class LedgerWriter:
         for entry in entries:
             self._buffer.add(entry)
         if self._buffer.has_gap and not had_gap:
-            log.warning("ledger_overflowed", backlog_entries=len(self._buffer))
+            _log.warning("ledger_overflowed", backlog_entries=len(self._buffer))
         self._filled.set()
         self._drained.clear()
 
@@ -243,7 +243,7 @@ class LedgerWriter:
         self._task = None
         dropped = self._buffer.drop_all()
         if dropped:
-            log.warning("ledger_entries_dropped", entries=dropped, why="closed while Postgres was away")
+            _log.warning("ledger_entries_dropped", entries=dropped, why="closed while Postgres was away")
         return dropped
 
     async def _run(self) -> None:
@@ -270,7 +270,7 @@ class LedgerWriter:
             await self._store.append_ledger(self._epoch, batch.rows, batch=batch.number)
         except errors.PostgresUnavailable as error:
             if not self._is_away:
-                log.warning("ledger_waits_for_postgres", error=error.message)
+                _log.warning("ledger_waits_for_postgres", error=error.message)
             self._is_away = True
             return False
         except errors.StaleEpoch as error:
@@ -278,11 +278,11 @@ class LedgerWriter:
             return True
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a batch, the next one goes on
             self._buffer.give_up()
-            log.error("ledger_batch_refused", entries=len(batch.entries), error=str(error))
+            _log.error("ledger_batch_refused", entries=len(batch.entries), error=str(error))
             return False
         self._buffer.written()
         if self._is_away:
-            log.info("ledger_goes_on", backlog_entries=len(self._buffer))
+            _log.info("ledger_goes_on", backlog_entries=len(self._buffer))
         self._is_away = False
         return True
 
@@ -290,7 +290,7 @@ class LedgerWriter:
         self._is_shut = True
         dropped = self._buffer.drop_all()
         self._drained.set()
-        log.warning("ledger_fenced_off", epoch=self._epoch.encode(), entries=dropped, error=error.message)
+        _log.warning("ledger_fenced_off", epoch=self._epoch.encode(), entries=dropped, error=error.message)
         if self._on_fenced:
             self._on_fenced(error)
 

@@ -79,14 +79,20 @@ class MemoryStore:
         """As `port.Store.close`."""
         self._is_closed = True
 
-    async def claim_generation(self, etcd_cluster_id: int, *, accept_foreign: bool) -> int:
+    async def claim_generation(
+        self, etcd_cluster_id: int, *, accept_foreign: bool, is_blank: bool = False
+    ) -> int:
         """As `port.Store.claim_generation`."""
         claimed = rules.encode_cluster_id(etcd_cluster_id)
         self._reach()
         accepted = self.database.cluster_ids
         if accepted and accepted[-1] == claimed:
-            return len(accepted)
-        if accepted and not accept_foreign:
+            fence = self.database.fence
+            if not is_blank or fence.generation < len(accepted):
+                return len(accepted)
+            if not accept_foreign:
+                raise rules.blank_etcd_cluster(claimed, fence)
+        elif accepted and not accept_foreign:
             raise rules.foreign_etcd_cluster(claimed, accepted[-1])
         accepted.append(claimed)
         self._lose_answer()

@@ -152,11 +152,15 @@ class Store(Protocol):
     async def close(self) -> None:
         """Close the connections. Calling it again does nothing."""
 
-    async def claim_generation(self, etcd_cluster_id: int, *, accept_foreign: bool) -> int:
+    async def claim_generation(
+        self, etcd_cluster_id: int, *, accept_foreign: bool, is_blank: bool = False
+    ) -> int:
         """The generation of epochs that this etcd cluster counts in, 1 or more.
 
         The first cluster ever is generation 1. Another cluster than the last accepted one raises
-        `ForeignEtcdCluster`, or becomes the next generation if `accept_foreign`.
+        `ForeignEtcdCluster`, or becomes the next generation if `accept_foreign`. So does a cluster that has
+        lost the epochs it gave out (`is_blank`: it holds none, or an older one) although its id is the accepted
+        one, as after a wipe that kept its token: the fence knows an epoch of the generation in force then.
         """
 
     async def raise_epoch(self, epoch: epochs.Epoch) -> None:

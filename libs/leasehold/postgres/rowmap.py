@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
-import structlog
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
 from leasehold.core.budget import codec
+from leasehold.observe import logs
 from leasehold.postgres import database, port, rules
 from psycopg.types import json
 
-log = structlog.get_logger(__name__)
+_log = logs.get_logger(__name__)
 
 
 def only(row: database.Row | None) -> database.Row:
@@ -53,7 +53,7 @@ def readable_budgets(rows: Iterable[database.Row]) -> tuple[port.StoredBudget, .
         try:
             budgets.append(stored_budget(row))
         except errors.LeaseholdError as error:
-            log.error("budget_unreadable", budget=row["name"], version=row["version"], error=error.message)
+            _log.error("budget_unreadable", budget=row["name"], version=row["version"], error=error.message)
     return tuple(budgets)
 
 

@@ -81,6 +81,15 @@ def foreign_etcd_cluster(claimed: str, accepted: str) -> errors.ForeignEtcdClust
     )
 
 
+def blank_etcd_cluster(claimed: str, fence: epochs.Epoch) -> errors.ForeignEtcdCluster:
+    """Refusal of an etcd cluster whose id is known, but which has lost the epochs that Postgres knows."""
+    return errors.ForeignEtcdCluster(
+        f"etcd cluster {claimed} has lost the epoch {fence.encode()} that Postgres knows: its data was wiped "
+        "or restored; if that was on purpose, start once with --accept-new-etcd",
+        metadata={"etcd_cluster_id": claimed, "fence": fence.encode()},
+    )
+
+
 def stale_epoch(epoch: epochs.Epoch, fence: epochs.Epoch) -> errors.StaleEpoch:
     """Refusal of a write by a leader whose successor has taken the fence."""
     return errors.StaleEpoch(

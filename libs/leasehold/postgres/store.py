@@ -58,7 +58,9 @@ class PostgresStore:
         async with self._database.transaction() as cursor:
             await cursor.execute(_SESSION["ping"])
 
-    async def claim_generation(self, etcd_cluster_id: int, *, accept_foreign: bool) -> int:
+    async def claim_generation(
+        self, etcd_cluster_id: int, *, accept_foreign: bool, is_blank: bool = False
+    ) -> int:
         """As `port.Store.claim_generation`."""
         claimed = rules.encode_cluster_id(etcd_cluster_id)
         async with self._database.transaction() as cursor:
@@ -66,8 +68,13 @@ class PostgresStore:
             await cursor.execute(_FENCE["get_generation"])
             row = await cursor.fetchone()
             if row is not None and row["etcd_cluster_id"] == claimed:
-                return int(row["generation"])
-            if row is not None and not accept_foreign:
+                await cursor.execute(_FENCE["get_epoch"])
+                fence = rowmap.epoch(rowmap.only(await cursor.fetchone()))
+                if not is_blank or fence.generation < row["generation"]:
+                    return int(row["generation"])
+                if not accept_foreign:
+                    raise rules.blank_etcd_cluster(claimed, fence)
+            elif row is not None and not accept_foreign:
                 raise rules.foreign_etcd_cluster(claimed, row["etcd_cluster_id"])
             generation = 1 if row is None else int(row["generation"]) + 1
             await cursor.execute(
