@@ -24,6 +24,9 @@ from leasehold.rpc import budget_codec
 
 HERE = pathlib.Path(__file__).parent
 READY_SECONDS = 30.0
+#: A folder: allocators run under cProfile and leave their profiles there. Figures are not to be compared then.
+PROFILE_VARIABLE = "LEASEHOLD_BENCH_PROFILE"
+QUICK_VARIABLE = "LEASEHOLD_BENCH_QUICK"
 
 
 @dataclass(slots=True)
@@ -62,7 +65,8 @@ def control_plane(replicas: int = 1) -> Iterator[Plane]:
             }
             for number in range(replicas):
                 address = f"127.0.0.1:{ports.free_port()}"
-                command = [sys.executable, "-m", "leasehold.allocator", "--listen", address]
+                profile = _profiled(f"allocator-{number}")
+                command = [sys.executable, *profile, "-m", "leasehold.allocator", "--listen", address]
                 child = stack.spawn(f"allocator-{number}", command, env=env)
                 children.append(child)
                 addresses.append(address)
@@ -73,6 +77,12 @@ def control_plane(replicas: int = 1) -> Iterator[Plane]:
                     cancel=threading.Event(),
                 )
             yield Plane(stack, addresses, children)
+
+
+def _profiled(name: str) -> list[str]:
+    """What puts cProfile before a module, if a folder for profiles is named in the environment."""
+    folder = os.environ.get(PROFILE_VARIABLE)
+    return ["-m", "cProfile", "-o", str(pathlib.Path(folder).absolute() / f"{name}.prof")] if folder else []
 
 
 def is_up(address: str) -> bool:
@@ -115,13 +125,34 @@ def put_budget(addresses: Sequence[str], name: str, limits: dict[str, float], **
 def child_program(module: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A Python program beside this one; the first line that it prints is given too."""
     command = [sys.executable, str(HERE / f"{module}.py"), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield process, process.stdout.readline().strip()
         finally:
             process.terminate()
             process.wait(10)
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    """Give a child program a line of standard input."""
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def heard(process: subprocess.Popen[str]) -> Any:
+    """The next line of JSON that a child program prints. Raises `RuntimeError` if it has ended."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{process.args!r} has ended with code {process.wait(10)}")
+    return json.loads(line)
+
+
+def is_quick() -> bool:
+    """Whether short runs are wanted: figures then only show that the benchmarks work."""
+    return bool(os.environ.get(QUICK_VARIABLE))
 
 
 def cpu_seconds(pid: int) -> float:
@@ -134,6 +165,12 @@ def rss_bytes(pid: int) -> int:
     """Resident memory of a process."""
     pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def rss_peak_bytes(pid: int) -> int:
+    """The most resident memory that a process has had."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def percentile(values: Sequence[float], part: float) -> float:
