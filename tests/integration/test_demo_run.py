@@ -33,7 +33,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 def test_short_play_upholds_every_claim_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     ran = subprocess.run(
-        command(tmp_path, "--seconds", "60", "--window-seconds", "6"),
+        command(tmp_path, "--seconds", "83", "--window-seconds", "5"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -84,7 +84,7 @@ def test_interrupted_play_ends_everything_that_it_started(
     ("arguments", "told"),
     [
         (["--trace", "/nonexistent.csv"], "there is no file /nonexistent.csv"),
-        (["--seconds", "10"], "seconds: 10 is not in 157.5 to 3600 (for a window of 20 s)"),
+        (["--seconds", "10"], "seconds: 10 is not in 152 to 3600 (for a window of 20 s)"),
         (["--window-seconds", "nan"], "window_seconds: nan is not in 5 to 3600"),
     ],
 )

@@ -81,7 +81,7 @@ def test_scenes_follow_each_other_and_changes_have_a_window_to_settle() -> None:
     [
         (165.0, 4.9, "window_seconds"),
         (165.0, float("nan"), "window_seconds"),
-        (157.0, 20.0, "seconds"),
+        (151.0, 20.0, "seconds"),
         (3601.0, 20.0, "seconds"),
         (float("nan"), 20.0, "seconds"),
     ],

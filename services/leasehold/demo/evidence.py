@@ -123,7 +123,7 @@ class Story:
         changes = self.changes()
         ends_ns = [change.at_ns for change in changes[1:]] + [self._end_ns]
         return [
-            Timing(change, self._known_seconds(change, end_ns), self._first_unit_seconds(change, end_ns))
+            Timing(change, self._known_seconds(change, end_ns), self._first_unit_seconds(change))
             for change, end_ns in zip(changes, ends_ns, strict=True)
         ]
 
@@ -140,22 +140,22 @@ class Story:
             told_ns.append(told[0])
         return (max(told_ns) - change.at_ns) / windows.NANOS_PER_SECOND
 
-    def _first_unit_seconds(self, change: Change, end_ns: int) -> float | None:
+    def _first_unit_seconds(self, change: Change) -> float | None:
         firsts: list[int] = []
         for name in change.gainers:
             since_ns = change.at_ns
             if change.kind in ("idle", "death"):
-                grown_ns = self._grown_ns(name, change, end_ns)
+                grown_ns = self._grown_ns(name, change)
                 if grown_ns is None:
                     continue
                 since_ns = grown_ns
-            firsts += [event["mono_ns"] for event in self._of(name, "admitted", since_ns, end_ns)][:1]
+            firsts += [event["mono_ns"] for event in self._of(name, "admitted", since_ns)][:1]
         return (min(firsts) - change.at_ns) / windows.NANOS_PER_SECOND if firsts else None
 
-    def _grown_ns(self, name: str, change: Change, end_ns: int) -> int | None:
+    def _grown_ns(self, name: str, change: Change) -> int | None:
         """When `name` first had more than its part of what one more active worker leaves."""
         old_count = change.active_workers + 1
-        for event in self._of(name, "allocation", change.at_ns, end_ns):
+        for event in self._of(name, "allocation", change.at_ns):
             for dimension, limit in board.DIMENSIONS.items():
                 old = getattr(self._plan.limits, limit) / old_count
                 if event["amounts"].get(dimension, 0.0) > old * GROWN_RATIO:

@@ -1,8 +1,9 @@
 """What the demo plays: limits that bind, the speed of the replay, and the times of the scenes."""
 
+import collections
 import enum
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from leasehold.core import errors
@@ -21,10 +22,18 @@ ARRIVAL_JITTER_SECONDS = 1.0
 OFFERED_RATIO = 1.15
 SECONDS_MAX = 3600.0
 WINDOW_SECONDS_MIN = 5.0
-#: Shares settle one window after a change: the shortest play, in windows (with their jitter).
-PLAY_WINDOWS_MIN = 7.5
+#: No answer takes longer: a worker that pauses is idle soon, whatever it had in flight.
+ANSWER_SECONDS_MAX = 10.0
+ACTIVITY_TIMEOUT_SECONDS = 8.0
+#: What waits when a worker pauses is still admitted; it is gone after so long.
+BACKLOG_SECONDS = 8.0
 
 _ANSWER_BOUND_MIN = 64
+# Parts of the play: when each scene ends, the time between two joins, and how long before the kill the idle
+# worker comes back.
+_SCENE_ENDS = (0.17, 0.45, 0.78, 1.0)
+_JOIN_STEP = 0.05
+_RETURN_LEAD = 0.04
 
 
 def answer_bound(generated_tokens: int) -> int:
@@ -82,7 +91,7 @@ class Plan:
     #: The trace is replayed so many times as fast as it was recorded.
     replay_factor: float
     trace_rows: int
-    activity_timeout_seconds: float = 8.0
+    activity_timeout_seconds: float = ACTIVITY_TIMEOUT_SECONDS
     arrival_jitter_seconds: float = ARRIVAL_JITTER_SECONDS
     max_call_seconds: float = 60.0
 
@@ -104,16 +113,16 @@ class Plan:
 
 def script(seconds: float) -> Script:
     """The scenes spread over `seconds`."""
-    ends = [seconds * part for part in (0.17, 0.45, 0.78, 1.0)]
+    ends = [seconds * part for part in _SCENE_ENDS]
     starts = [0.0, *ends[:-1]]
     _, several, idle, killed = starts
     scenes = zip(SceneName, starts, ends, strict=True)
-    starts_of_workers = (0.0, several, several + 0.05 * seconds, several + 0.10 * seconds)
+    joins = (several + seconds * _JOIN_STEP * number for number in range(len(WORKERS) - 1))
     return Script(
         scenes=tuple(Scene(name, start, end) for name, start, end in scenes),
-        starts_seconds=dict(zip(WORKERS, starts_of_workers, strict=True)),
+        starts_seconds=dict(zip(WORKERS, (0.0, *joins), strict=True)),
         idle_from_seconds=idle,
-        idle_until_seconds=killed - 0.04 * seconds,
+        idle_until_seconds=killed - seconds * _RETURN_LEAD,
         kill_seconds=killed,
     )
 
@@ -130,7 +139,7 @@ def make(requests: Iterable[traces.Request], *, seconds: float, window_seconds: 
             f"window_seconds: {window_seconds:g} is not in {WINDOW_SECONDS_MIN:g} to {SECONDS_MAX:g}",
             field="window_seconds",
         )
-    seconds_min = PLAY_WINDOWS_MIN * (window_seconds + ARRIVAL_JITTER_SECONDS)
+    seconds_min = _seconds_min(window_seconds + ARRIVAL_JITTER_SECONDS)
     if not seconds_min <= seconds <= SECONDS_MAX:
         raise errors.InvalidArgument(
             f"seconds: {seconds:g} is not in {seconds_min:g} to {SECONDS_MAX:g} (for a window of "
@@ -154,7 +163,8 @@ def make(requests: Iterable[traces.Request], *, seconds: float, window_seconds: 
         ),
         speed=service_time.ServiceTime(
             first_token_seconds=FIRST_TOKEN_SECONDS,
-            seconds_per_token=max(0.0, answer_seconds - FIRST_TOKEN_SECONDS) / max(1.0, totals.mean_generated),
+            seconds_per_token=_seconds_per_token(totals.answers, answer_seconds),
+            answer_seconds_max=ANSWER_SECONDS_MAX,
         ),
         script=script(seconds),
         replay_factor=OFFERED_RATIO * reachable_per_second * count / totals.requests_per_second,
@@ -162,25 +172,54 @@ def make(requests: Iterable[traces.Request], *, seconds: float, window_seconds: 
     )
 
 
+def _seconds_min(settling_seconds: float) -> float:
+    """The shortest play in which each share has settled before the next change, by the parts of `script`."""
+    all_joined = _SCENE_ENDS[0] + (len(WORKERS) - 2) * _JOIN_STEP
+    several_part = _SCENE_ENDS[1] - all_joined
+    idle_part = _SCENE_ENDS[2] - _SCENE_ENDS[1] - _RETURN_LEAD
+    idle_seconds = BACKLOG_SECONDS + max(ANSWER_SECONDS_MAX, ACTIVITY_TIMEOUT_SECONDS) + settling_seconds
+    return math.ceil(max(1.3 * settling_seconds / several_part, idle_seconds / idle_part))
+
+
+def _seconds_per_token(answers: Mapping[int, int], mean_seconds: float) -> float:
+    """The speed at which answers take `mean_seconds` on average, by bisection (the bound is not linear)."""
+    low, high = 0.0, ANSWER_SECONDS_MAX
+    for _ in range(50):
+        middle = (low + high) / 2
+        speed = service_time.ServiceTime(
+            first_token_seconds=FIRST_TOKEN_SECONDS,
+            seconds_per_token=middle,
+            answer_seconds_max=ANSWER_SECONDS_MAX,
+        )
+        total_seconds = sum(count * speed.seconds(tokens) for tokens, count in answers.items())
+        if total_seconds < mean_seconds * sum(answers.values()):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 @dataclass(frozen=True, slots=True)
 class _Totals:
     rows: int
     requests_per_second: float
     mean_tokens: float
-    mean_generated: float
+    #: How often each length of an answer occurs.
+    answers: collections.Counter[int]
     #: Reserved and not used, per request.
     mean_unused: float
     largest_reservation: int
 
     @classmethod
     def of(cls, requests: Iterable[traces.Request]) -> "_Totals":
-        rows = tokens = generated = unused = largest = 0
+        answers: collections.Counter[int] = collections.Counter()
+        rows = tokens = unused = largest = 0
         last_seconds = 0.0
         for request in requests:
             bound = answer_bound(request.generated_tokens)
             rows += 1
             tokens += request.total_tokens
-            generated += request.generated_tokens
+            answers[request.generated_tokens] += 1
             unused += bound - request.generated_tokens
             largest = max(largest, request.context_tokens + bound)
             last_seconds = request.offset_seconds
@@ -189,4 +228,4 @@ class _Totals:
                 f"trace: {rows} requests, at least {len(WORKERS)} are needed", field="trace"
             )
         rate = rows / last_seconds if last_seconds > 0 else float(rows)
-        return cls(rows, rate, tokens / rows, generated / rows, unused / rows, largest)
+        return cls(rows, rate, tokens / rows, answers, unused / rows, largest)

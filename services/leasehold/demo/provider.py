@@ -225,7 +225,9 @@ async def _serve(options: argparse.Namespace) -> None:
         window_seconds=options.window_seconds,
     )
     speed = service_time.ServiceTime(
-        first_token_seconds=options.first_token_seconds, seconds_per_token=options.seconds_per_token
+        first_token_seconds=options.first_token_seconds,
+        seconds_per_token=options.seconds_per_token,
+        answer_seconds_max=options.answer_seconds_max,
     )
     with journal.Journal(options.log) as log, socket.create_server((options.host, options.port)) as listener:
         # Accepted connections inherit it. asyncio sets it only on sockets made with an explicit protocol, and
@@ -269,6 +271,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--window-seconds", type=float, default=60.0)
     parser.add_argument("--first-token-seconds", type=float, default=0.2)
     parser.add_argument("--seconds-per-token", type=float, default=0.014)
+    parser.add_argument("--answer-seconds-max", type=float, default=60.0)
     parser.add_argument("--lifeline-fd", type=int, help="stop when this descriptor reaches end of file")
     return parser.parse_args(arguments)
 

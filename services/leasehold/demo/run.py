@@ -132,7 +132,7 @@ def _told(wanted: plan.Plan, trace: pathlib.Path) -> str:
         f"trace: {trace}, {wanted.trace_rows:,} requests, replayed {wanted.replay_factor:.1f} times as fast by "
         f"each of {len(plan.WORKERS)} workers, over and over\n"
         f"model: {speed.first_token_seconds:g} s to the first token, {speed.seconds_per_token * 1000:.1f} ms a "
-        f"token\n"
+        f"token, no answer longer than {speed.answer_seconds_max:g} s\n"
         f"a worker is idle after {wanted.activity_timeout_seconds:g} s; {wanted.script.end_seconds:g} s in all"
     )
 

@@ -54,6 +54,7 @@ class Fleet:
                 *_limit_arguments(limits.requests, limits.tokens, limits.concurrency, limits.window_seconds),
                 *("--first-token-seconds", str(speed.first_token_seconds)),
                 *("--seconds-per-token", str(speed.seconds_per_token)),
+                *("--answer-seconds-max", str(speed.answer_seconds_max)),
             ],
         )
         log = journal.Tail(self.logs.provider)

@@ -2,7 +2,7 @@
 
 Its log (JSON lines with `mono_ns` and `event`):
 
-- `join` (before it connects), `connected`, `leave`; `idle` and `resume` around a planned pause
+- `join` (before it asks for the budget), `connected`, `leave`; `idle` and `resume` around a planned pause
 - `allocation`: `amounts` by dimension, `total_workers`, `active_workers`, `reason`; from the budget's callback
 - `admitted`: `request`, `tokens` asked for, `waited_seconds`; then of that request `done` with its `tokens`,
   `throttled` (a 429) or `failed` with the `error`.
@@ -171,22 +171,19 @@ def _endless(options: argparse.Namespace) -> Iterator[traces.Request]:
 
 async def _work(options: argparse.Namespace) -> None:
     with journal.Journal(options.log) as log:
-        entering = _budget(options, log)
-        log.write("join")
-        try:
-            async with (
-                chat_client.ChatClient(options.provider, worker_id=options.worker_id) as client,
-                entering as budget,
-                asyncio.TaskGroup() as tasks,
-            ):
-                log.write("connected")
-                replay = Replay(
-                    _endless(options), budget, client, log, call_seconds_max=options.call_seconds_max
-                )
-                tasks.create_task(replay.pause(options.idle_from, options.idle_until))
-                tasks.create_task(replay.run())
-        finally:
-            log.write("leave")
+        leasing = _budget(options, log)
+        async with chat_client.ChatClient(options.provider, worker_id=options.worker_id) as client:
+            log.write("join")
+            try:
+                async with leasing as budget, asyncio.TaskGroup() as tasks:
+                    log.write("connected")
+                    replay = Replay(
+                        _endless(options), budget, client, log, call_seconds_max=options.call_seconds_max
+                    )
+                    tasks.create_task(replay.pause(options.idle_from, options.idle_until))
+                    tasks.create_task(replay.run())
+            finally:
+                log.write("leave")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
