@@ -8,8 +8,10 @@ from leasehold.core.budget.lease import Lease, LeaseState, Vector
 
 #: Changes below this part of a share ride on the next renewal instead of being pushed.
 PUSH_FRACTION = 0.05
-#: A large fleet is divided again at most so often, seconds per holder; a division's cost grows likewise.
-INTERVAL_SECONDS_PER_HOLDER = 60e-6
+#: After a division comes a pause that is in proportion to its cost: so many seconds for each holder, and for
+#: each that was told a new share, whose acknowledgement is to be heard before the next.
+INTERVAL_SECONDS_PER_HOLDER = 20e-6
+INTERVAL_SECONDS_PER_PUSH = 200e-6
 #: Where needs let only some be served at a time, a served one keeps its turn for so many refresh intervals.
 TURN_REFRESHES = 1.0
 #: The quanta that do not divide evenly go to the next in turn so often.
@@ -58,7 +60,8 @@ class Rebalancer:
         changed = self._move(book)
         if self.division is not None and self.division.waiting - self.division.blocked:
             self._keep_turns(book, now)
-        self.next_at = now + INTERVAL_SECONDS_PER_HOLDER * len(book.leases)
+        pause_seconds = INTERVAL_SECONDS_PER_HOLDER * len(book.leases)
+        self.next_at = now + pause_seconds + INTERVAL_SECONDS_PER_PUSH * len(changed)
         return changed
 
     # Targets
