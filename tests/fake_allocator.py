@@ -6,9 +6,13 @@ hold more than it was ever granted.
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Self
+
+# Read when gRPC is loaded: tests fork, and gRPC's own handling of that crashes children.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
@@ -21,6 +25,8 @@ from leasehold.rpc import lease_codec, options
 
 CALLS, REQUESTS, TOKENS, SLOTS = "max_concurrent_requests", "rpm_limit", "tpm_limit", "num_workers"
 LIMITS = {CALLS: 40, REQUESTS: 800, TOKENS: 40_000, SLOTS: 40}
+
+FIRST_EPOCH = epochs.Epoch(1, 1)
 
 Stream = Any
 
@@ -72,7 +78,7 @@ class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
         amounts: Mapping[str, float] = LIMITS,
         ttl_seconds: float = 10.0,
         refresh_seconds: float = 2.0,
-        epoch: epochs.Epoch = epochs.Epoch(1, 1),
+        epoch: epochs.Epoch = FIRST_EPOCH,
         budgets: tuple[str, ...] = ("llm-api",),
     ) -> None:
         self.terms = terms or terms_of()
@@ -204,7 +210,7 @@ class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
 
     # The service
 
-    async def HoldLeases(  # noqa: N802  the generated base names it so
+    async def HoldLeases(
         self, request_iterator: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """As the real one, without its rules."""

@@ -69,7 +69,7 @@ class Client(_BaseClient):
 
         Whether there is such a budget is told by the first acquire.
         """
-        return budgets.Budget(self._engine(name), runtime.PROCESS)
+        return budgets.Budget(self._engine(name))
 
     def close(self) -> None:
         """Give the leases back, and fail who still waits. A second time does nothing."""
@@ -92,7 +92,7 @@ class AsyncClient(_BaseClient):
 
         Whether there is such a budget is told by the first acquire.
         """
-        return budgets.AsyncBudget(self._engine(name), runtime.PROCESS)
+        return budgets.AsyncBudget(self._engine(name))
 
     async def close(self) -> None:
         """Give the leases back, and fail who still waits. A second time does nothing."""

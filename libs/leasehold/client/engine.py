@@ -62,7 +62,8 @@ class Ticket:
 class Engine:
     """Admission and lease of one worker on one budget. Safe to use from any thread.
 
-    ``poke`` wakes the I/O thread, which then calls `turn`; it may be called under the lock.
+    ``start`` connects, and sets ``poke``, which wakes the I/O thread, which then calls `turn`; it may be called
+    under the lock.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Engine:
         name: str,
         process: messages.ProcessKey | None = None,
         now: Callable[[], float] = boot_seconds,
+        start: "Callable[[Engine], None] | None" = None,
     ) -> None:
         self.budget = budget
+        self._start = start
         self.now = now
         self.poke: Callable[[], None] | None = None
         self.is_closed = False
@@ -104,6 +107,11 @@ class Engine:
         if isinstance(self._subscription, allocations.ThreadSubscription):
             self._subscription = allocations.ThreadSubscription(self._subscription.callback)
         self._begin(name, process)
+
+    def ensure_started(self) -> None:
+        """Connect and join, with the first use of a budget."""
+        if self.poke is None and self._start is not None:
+            self._start(self)
 
     # Acquiring
 
@@ -192,13 +200,14 @@ class Engine:
         cost: limiters.Cost,
         actual: Mapping[str, int],
         admitted_at: float,
+        window: int,
     ) -> None:
         """End an admitted call on the exact path; nothing happens if `limiter` is of an earlier incarnation."""
         with self.lock:
             if limiter is not self.limiter:
                 return
             now = self.now()
-            limiter.release(cost, actual, admitted_at, now, shape)
+            limiter.release(cost, actual, admitted_at, now, shape, window)
             admitted = self._admit(now)
             self._plan(now)
         self._wake(admitted)

@@ -1,6 +1,6 @@
 """Streams over gRPC. Imported only on the way to the first connection: gRPC does not survive a fork.
 
-A process that loaded it must not fork and use it in the child (its threads are gone there, its locks are not:
+A process that used it must not use it in the child of a fork (its threads are gone there, its locks are not:
 children were seen to hang and to crash), so `runtime` gives such children a relay instead.
 """
 

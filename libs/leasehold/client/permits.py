@@ -9,7 +9,7 @@ import operator
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from leasehold.client import engine as engines
 from leasehold.client import gates
@@ -21,10 +21,14 @@ from leasehold.observe import logs
 _log = logs.get_logger(__name__)
 
 # What `_window` says besides the number of the short path's opening in which the permit was admitted.
+_NEW_WITH_COSTS: Final = -4
 _NEW: Final = -3
 _OVER: Final = -2
-_EXACT: Final = -1
+_EXACT: Final = limiters.EXACT
 _AS_RESERVED: Final = -1
+
+
+AnyPermit = TypeVar("AnyPermit", bound="BasePermit")
 
 
 class BasePermit:
@@ -43,6 +47,7 @@ class BasePermit:
         "_costs",
         "_engine",
         "_limiter",
+        "_opening",
         "_requests",
         "_shape",
         "_timeout_seconds",
@@ -56,78 +61,79 @@ class BasePermit:
     _admitted_at: float
     _cost: limiters.Cost
     _actual: dict[str, int]
+    _engine: engines.Engine
+    _costs: Mapping[str, float] | None
+    _timeout_seconds: float | None
+    _window: int
+    # The short path's opening that it came through, told when it ends on the exact one.
+    _opening: int
     # What the user gave, ints on the short path and checked on the exact one.
     _requests: Any
     _tokens: Any
     _used: Any
 
-    def __init__(
-        self,
-        engine: engines.Engine,
-        requests: float,
-        tokens: float | None,
-        costs: Mapping[str, float] | None,
-        timeout_seconds: float | None,
-    ) -> None:
-        self._engine = engine
-        self._requests = requests
-        self._tokens = tokens
-        self._costs = costs
-        self._timeout_seconds = timeout_seconds
-        self._window = _NEW
-        self._used = _AS_RESERVED
-
     # Entering and leaving
 
     def _enter_short(self) -> bool:
-        """Try the limiter's short path; False: nothing was done, take the exact one."""
-        engine, requests, tokens = self._engine, self._requests, self._tokens
+        """Try the limiter's short path; False: nothing was done, take the exact one.
+
+        Under the lock nothing is called: the interpreter switches threads at calls, and a thread that is
+        switched away while it holds the lock makes all others queue for it. So the clock is read before; a
+        stop in between is as one between admission and sending, which `arrival_jitter_seconds` is for.
+        """
+        engine = self._engine
+        requests = self._requests
+        tokens = self._tokens
+        if tokens.__class__ is not int or requests.__class__ is not int or self._window != _NEW:
+            return False
+        clock = engine.now
+        now = clock()
         with engine.lock:
             limiter = engine.limiter
-            now = engine.now()
-            if now < limiter.fast_until and self._costs is None and self._window == _NEW:
-                if tokens is None:
-                    tokens = limiter.token_default
-                if (
-                    requests.__class__ is int
-                    and tokens.__class__ is int
-                    and 0 <= requests <= limiter.fast_requests
-                    and 0 <= tokens <= limiter.fast_tokens
-                    and tokens <= limiter.token_bound
-                    and limiter.fast_calls > 0
-                ):
-                    limiter.fast_requests -= requests
-                    limiter.fast_tokens -= tokens
-                    limiter.fast_calls -= 1
-                    self._tokens = tokens
-                    self._window = limiter.window
-                    self._limiter = limiter
-                    self._shape = limiter.shape  # type: ignore[assignment]  # open, so there are terms
-                    self._admitted_at = now
-                    return True
+            if (
+                now < limiter.fast_until
+                and 0 <= requests <= limiter.fast_requests
+                and 0 <= tokens <= limiter.fast_tokens
+                and tokens <= limiter.token_bound
+                and limiter.fast_calls > 0
+            ):
+                limiter.fast_requests -= requests
+                limiter.fast_tokens -= tokens
+                limiter.fast_calls -= 1
+                self._window = limiter.window
+                self._limiter = limiter
+                self._shape = limiter.shape  # type: ignore[assignment]  # open, so there are terms
+                self._admitted_at = now
+                return True
         return False
 
     def _exit_short(self) -> bool:
         """Undo the short path's counters if its opening is still the same; False: take the exact path."""
-        window = self._window
+        limiter = self._limiter
+        used = self._used
         with self._engine.lock:
-            limiter = self._limiter
-            if limiter.window != window:
+            if limiter.window != self._window:
                 return False
-            tokens, used = self._tokens, self._used
             limiter.fast_calls += 1
-            limiter.settled_requests += self._requests
-            if used < 0:
-                limiter.settled_tokens += tokens
-            else:
-                limiter.settled_tokens += used
-                limiter.fast_tokens += tokens - used
+            if used >= 0:
+                limiter.fast_tokens += self._tokens - used
             self._window = _OVER
         return True
 
+    def _take_default(self) -> bool:
+        """Try the short path with the tokens that the budget supposes where none are given."""
+        default = self._engine.limiter.token_default
+        if default < 0:
+            return False
+        self._tokens = default
+        if self._enter_short():
+            return True
+        self._tokens = None
+        return False
+
     def try_enter(self) -> bool:
         """Admit now or never, for `try_acquire`."""
-        if self._enter_short():
+        if self._enter_short() or (self._tokens is None and self._take_default()):
             return True
         ticket = self._engine.try_submit(self._request())
         if ticket is None:
@@ -154,11 +160,12 @@ class BasePermit:
         self._limiter, self._shape = ticket.limiter, ticket.shape
         self._admitted_at, self._cost = waiter.admitted_at, waiter.cost
         self._actual = {}
-        self._window = _EXACT
+        self._window = self._opening = _EXACT
 
     def _to_exact(self) -> None:
         """From now on a permit of the exact path, as if it had been admitted there."""
         if self._window >= 0:
+            self._opening = self._window
             self._cost = self._shape.short_cost(self._requests, self._tokens)
             self._actual = {}
             if self._used >= 0:
@@ -170,7 +177,9 @@ class BasePermit:
             return
         self._to_exact()
         self._window = _OVER
-        self._engine.release(self._limiter, self._shape, self._cost, self._actual, self._admitted_at)
+        self._engine.release(
+            self._limiter, self._shape, self._cost, self._actual, self._admitted_at, self._opening
+        )
         overdue_seconds = -self.remaining_seconds
         if overdue_seconds > 0:
             _log.warning(
@@ -180,14 +189,11 @@ class BasePermit:
                 overdue_seconds=round(overdue_seconds, 3),
             )
 
-    def _refuse_entry(self) -> errors.FailedPrecondition:
-        return errors.FailedPrecondition("this permit is over; acquire another")
-
     # The user's word
 
     def settle(
         self,
-        tokens: float | None = None,
+        tokens: Any = None,
         requests: float | None = None,
         costs: Mapping[str, float] | None = None,
     ) -> None:
@@ -198,18 +204,22 @@ class BasePermit:
         within the limit. Raises `InvalidArgument` for a wrong number or dimension, `FailedPrecondition` after
         exit.
         """
-        used: Any = tokens
-        is_simple = used.__class__ is int and requests is None and costs is None and self._window >= 0
-        if is_simple and 0 <= used <= self._tokens:
-            self._used = used
+        if (
+            self._window >= 0
+            and tokens.__class__ is int
+            and 0 <= tokens <= self._tokens
+            and requests is None
+            and costs is None
+        ):
+            self._used = tokens
         else:
             self._settle_exact(tokens, requests, costs)
 
     def _settle_exact(
         self, tokens: float | None, requests: float | None, costs: Mapping[str, float] | None
     ) -> None:
-        if self._window in (_NEW, _OVER):
-            when = "before it was entered" if self._window == _NEW else "after it was over"
+        if self._window <= _OVER:
+            when = "after it was over" if self._window == _OVER else "before it was entered"
             raise errors.FailedPrecondition(f"a permit was settled {when}")
         given: dict[str, float] = dict(costs or {})
         if tokens is not None:
@@ -228,7 +238,7 @@ class BasePermit:
 
     def refund(self) -> None:
         """The request was never sent: nothing of it was used. Raises `FailedPrecondition` after exit."""
-        if self._window in (_NEW, _OVER):
+        if self._window <= _OVER:
             self._settle_exact(None, None, None)
         self._to_exact()
         self._actual = dict.fromkeys(self._shape.stocks, 0)
@@ -236,7 +246,7 @@ class BasePermit:
     @property
     def remaining_seconds(self) -> float:
         """Until this call must have ended (the budget's ``max_call_seconds``); negative when it is overdue."""
-        if self._window == _NEW:
+        if self._window <= _NEW:
             return math.inf
         return self._admitted_at + self._shape.terms.max_call_seconds - self._engine.now()
 
@@ -251,29 +261,64 @@ class Permit(BasePermit):
     __slots__ = ()
 
     def __enter__(self) -> Self:
-        if not self._enter_short():
-            self._enter_exact()
+        # `_enter_short`, once more: a call less is a tenth of an admission.
+        engine = self._engine
+        requests = self._requests
+        tokens = self._tokens
+        if tokens.__class__ is int and requests.__class__ is int and self._window == -3:  # _NEW
+            clock = engine.now
+            now = clock()
+            with engine.lock:
+                limiter = engine.limiter
+                if (
+                    now < limiter.fast_until
+                    and 0 <= requests <= limiter.fast_requests
+                    and 0 <= tokens <= limiter.fast_tokens
+                    and tokens <= limiter.token_bound
+                    and limiter.fast_calls > 0
+                ):
+                    limiter.fast_requests -= requests
+                    limiter.fast_tokens -= tokens
+                    limiter.fast_calls -= 1
+                    self._window = limiter.window
+                    self._limiter = limiter
+                    self._shape = limiter.shape  # type: ignore[assignment]  # open, so there are terms
+                    self._admitted_at = now
+                    return self
+        self._enter_exact()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._exit_short():
-            self._exit_exact()
+        # `_exit_short`, once more.
+        limiter = self._limiter
+        used = self._used
+        with self._engine.lock:
+            if limiter.window == self._window:
+                limiter.fast_calls += 1
+                if used >= 0:
+                    limiter.fast_tokens += self._tokens - used
+                self._window = -2  # _OVER
+                return
+        self._exit_exact()
 
     def release(self) -> None:
         """As leaving the ``with`` block, for a permit of `try_acquire`. A second time does nothing."""
-        if self._window == _NEW:
+        if self._window <= _NEW:
             raise errors.FailedPrecondition("a permit was released before it was entered")
         if not self._exit_short():
             self._exit_exact()
 
     def _enter_exact(self) -> None:
-        if self._window != _NEW:
+        if self._window > _NEW:
             if self._window == _OVER:
-                raise self._refuse_entry()
+                raise errors.FailedPrecondition("this permit is over; acquire another")
             return  # of try_acquire: admitted already
+        if self._tokens is None and self._take_default():
+            return
         engine, request = self._engine, self._request()
+        engine.ensure_started()
         timeout_seconds = checked_timeout(self._timeout_seconds)
         gate = gates.ThreadGate()
         ticket = engine.submit(request, gate)
@@ -325,7 +370,7 @@ class AsyncPermit(BasePermit):
 
     def release(self) -> None:
         """End a permit of `try_acquire` that was not entered. A second time does nothing."""
-        if self._window == _NEW:
+        if self._window <= _NEW:
             raise errors.FailedPrecondition("a permit was released before it was entered")
         if not self._exit_short():
             self._exit_exact()
@@ -341,11 +386,14 @@ class AsyncPermit(BasePermit):
         self._task.cancel()
 
     async def _enter_exact(self) -> None:
-        if self._window != _NEW:
+        if self._window > _NEW:
             if self._window == _OVER:
-                raise self._refuse_entry()
+                raise errors.FailedPrecondition("this permit is over; acquire another")
             return  # of try_acquire: admitted already
+        if self._tokens is None and self._take_default():
+            return
         engine, request = self._engine, self._request()
+        engine.ensure_started()
         timeout_seconds = checked_timeout(self._timeout_seconds)
         gate = gates.LoopGate()
         ticket = engine.submit(request, gate)
@@ -392,3 +440,22 @@ def _plain(value: Any, field: str) -> float:
     if hasattr(value, "__float__"):
         return float(value)
     raise errors.InvalidArgument(f"{field}: {str(value)[:60]!r} is not a number", field=field)
+
+
+def prepare(
+    permit: AnyPermit,
+    engine: engines.Engine,
+    requests: float,
+    tokens: float | None,
+    costs: Mapping[str, float] | None,
+    timeout_seconds: float | None,
+) -> AnyPermit:
+    """A permit that can be entered."""
+    permit._engine = engine
+    permit._requests = requests
+    permit._tokens = tokens
+    permit._costs = costs
+    permit._timeout_seconds = timeout_seconds
+    permit._window = _NEW if costs is None else _NEW_WITH_COSTS
+    permit._used = _AS_RESERVED
+    return permit

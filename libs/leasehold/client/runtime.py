@@ -12,10 +12,11 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import gc
 import os
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -24,11 +25,16 @@ from leasehold.client import environment, relay_link
 from leasehold.client import link as links
 from leasehold.client import session as sessions
 from leasehold.core.budget import model
+from leasehold.observe import logs
+
+_log = logs.get_logger(__name__)
 
 T = TypeVar("T")
 
 #: Bounds what giving leases back may take at exit.
 CLOSE_SECONDS: Final = 1.0
+
+_FORK_VARIABLE: Final = "GRPC_ENABLE_FORK_SUPPORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,8 @@ class IoThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
 
     def call_soon(self, callback: Any, *arguments: Any) -> None:
         """Run `callback` on the loop; nothing happens once it has stopped."""
@@ -87,6 +93,8 @@ class Runtime:
         self._io: IoThread | None = None
         self._is_forked = False
         self._must_relay = False
+        self._is_fork_safe = True
+        self._is_collecting = True
         self._inherited: list[object] = []
 
     def engine(self, endpoint: Endpoint, budget: str, worker_id: str | None) -> engines.Engine:
@@ -96,7 +104,7 @@ class Runtime:
         with self.lock:
             engine = self._engines.get(key)
             if engine is None:
-                engine = engines.Engine(budget=budget, name=self._name(worker_id))
+                engine = engines.Engine(budget=budget, name=self._name(worker_id), start=self.start)
                 self._engines[key] = engine
             self._users[key] = self._users.get(key, 0) + 1
             return engine
@@ -165,30 +173,62 @@ class Runtime:
             return relay_link.RelayLink(endpoint.tls_files)
         # Not at the top: until a connection is wanted, a process may fork without harm. Loaded in the calling
         # thread, under the lock that a fork takes: no child finds it half loaded.
-        from leasehold.client import grpc_link
-
+        self._is_fork_safe = "grpc" not in sys.modules or os.environ.get(_FORK_VARIABLE) == "0"
+        with _without_fork_support():
+            from leasehold.client import grpc_link
         return grpc_link.GrpcLink(endpoint.tls_files)  # type: ignore[arg-type]  # TlsPaths is what is seen of it
 
     # Fork
 
     def before_fork(self) -> None:
-        """Wait until no thread is half-way through a change."""
+        """Wait until no thread is half-way through a change; no garbage is collected until the fork is over."""
         self.lock.acquire()
+        if not self._is_fork_safe:
+            self._is_fork_safe = True  # said once
+            _log.warning("fork_unsafe", remedy=f"set {_FORK_VARIABLE}=0: gRPC was loaded without it before")
+        self._is_collecting = gc.isenabled()
+        gc.disable()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
+        if self._is_collecting:
+            gc.enable()
         self.lock.release()
 
     def after_fork_in_child(self) -> None:
         """Begin a life of its own; see the module."""
         self.lock = threading.RLock()
         self._must_relay = self._must_relay or self._io is not None or "grpc" in sys.modules
-        # Never used here, and never freed: freeing gRPC's objects without its threads can crash.
-        self._inherited += [self._io, self._sessions]
+        if self._must_relay:
+            # Never used here, and never freed: to free gRPC's objects without its threads can crash. Those of
+            # which only a thread knew that is no more would be garbage, so what there is now is exempt.
+            self._inherited += [self._io, self._sessions]
+            gc.freeze()
+        if self._is_collecting:
+            gc.enable()
         self._io, self._sessions = None, {}
         self._is_forked = True
         for key, engine in self._engines.items():
             engine.begin_anew(self._name(key.worker_id), None)
+
+
+@contextlib.contextmanager
+def _without_fork_support() -> Iterator[None]:
+    """Load gRPC without its own handling of forks, unless the environment asks for that.
+
+    It would start its threads anew in the child, upon the parent's connections, behind the back of a Python
+    layer that is dead there: one child in five was seen to crash. A program that has loaded gRPC before it uses
+    this library, and forks after, sets GRPC_ENABLE_FORK_SUPPORT=0 itself.
+    """
+    if _FORK_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[_FORK_VARIABLE] = "0"
+    try:
+        yield
+    finally:
+        # It has been read; programs that this one starts have a choice of their own.
+        del os.environ[_FORK_VARIABLE]
 
 
 class _Poke:

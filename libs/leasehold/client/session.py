@@ -51,6 +51,8 @@ class Session:
         self._number = 0
         self._reader: asyncio.Task[None] | None = None
         self._is_dropped = False
+        self._has_served = False
+        self._is_closing = False
         #: When the first report was sent that nothing has come after; None: nothing is awaited.
         self._awaiting_since: float | None = None
         self._wake = asyncio.Event()
@@ -84,6 +86,7 @@ class Session:
 
     async def close(self, *, timeout_seconds: float) -> None:
         """Leave the stream, after the allocator has read what was sent, if that is within the time."""
+        self._is_closing = True
         reader, stream = self._reader, self._stream
         if stream is not None and reader is not None:
             with contextlib.suppress(errors.LeaseholdError, TimeoutError):
@@ -114,7 +117,8 @@ class Session:
                 hint = error.leader_address
                 _log.debug("not_leader", address=address, leader_address=hint)
             except errors.LeaseholdError as error:
-                _log.info("stream_lost", address=address, reason=error.reason, message=error.message)
+                if not self._is_closing:
+                    _log.info("stream_lost", address=address, reason=error.reason, message=error.message)
             if self._has_served:
                 # It did lead: the next one is found among all, itself last, and the backoff begins anew.
                 candidates = [each for each in self._addresses if each != address] + [address]

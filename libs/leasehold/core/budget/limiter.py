@@ -12,8 +12,8 @@ never charged more than it used. Any other call ends by `release`. The short pat
 - admit `r` requests and `t` tokens, plain ints and no other cost, if `now < fast_until`,
   `0 <= r <= fast_requests`, `0 <= t <= min(fast_tokens, token_bound)` and `fast_calls > 0`: take them off the
   counters and one off `fast_calls`, remember `window` and `shape`;
-- end it, having used `u <= t` tokens, if `window` is still the same: `fast_calls += 1`, `fast_tokens += t - u`,
-  `settled_requests += r`, `settled_tokens += u`.
+- end it, having used `u <= t` tokens, if `window` is still the same: `fast_calls += 1`, `fast_tokens += t - u`;
+  else by `release` with that `window`.
 """
 
 from collections import deque
@@ -25,6 +25,9 @@ from leasehold.core.budget import messages, model, quantity, stock
 
 #: A counter that never binds: the budget has no such dimension.
 _UNBOUND = 1 << 60
+
+#: In place of a window's number: admitted on the exact path.
+EXACT = -1
 
 REQUESTS = "rpm_limit"
 TOKENS = "tpm_limit"
@@ -84,6 +87,7 @@ class Limiter:
         "_request_stock",
         "_token_stock",
         "_totals",
+        "_unended",
         "backlog",
         "expires_at",
         "fast_calls",
@@ -95,8 +99,6 @@ class Limiter:
         "largest_cost",
         "last_admission",
         "last_refusal",
-        "settled_requests",
-        "settled_tokens",
         "shape",
         "short_path",
         "stocks",
@@ -146,9 +148,8 @@ class Limiter:
         self.window = 0
         self._fast_base = (0, 0, 0)
         self._fast_open_from = 0.0
-        #: Whole units whose permits were released, by the short path.
-        self.settled_requests = 0
-        self.settled_tokens = 0
+        #: What was taken through openings whose calls have not all ended: whole requests and tokens, and calls.
+        self._unended: dict[int, list[int]] = {}
 
     # Terms and lease
 
@@ -449,15 +450,19 @@ class Limiter:
         admitted_at: float,
         now: float,
         shape: Shape | None = None,
+        window: int = EXACT,
     ) -> None:
         """End an admitted call: `actual` (micro-units by dimension; left out: as reserved) is what it used.
 
         Below the reserve the rest turns free at once; above it the holder is in debt, told as overdraft.
-        `shape` is the one that the call was admitted under; None is the present one.
+        `shape` is the one that the call was admitted under, None the present one; `window` the opening of the
+        short path that it came through, if it did.
         """
         shape = shape or self.shape
         assert shape is not None
         self.fold(now)
+        if window != EXACT:
+            self._end_unended(window, dict(zip(shape.stocks, cost, strict=True)))
         self._advance(now)
         at_arrival = shape.terms.charged_at is model.ChargedAt.ARRIVAL
         for (name, held), reserved in zip(shape.stocks.items(), cost, strict=True):
@@ -481,8 +486,23 @@ class Limiter:
         self.in_flight -= shape.call_name is None
         self.reopen(now)
 
+    def _end_unended(self, window: int, cost: Mapping[str, int]) -> None:
+        """One call fewer of an opening; what the last one leaves of it was settled by those that ended in it."""
+        left = self._unended[window]
+        left[0] -= cost.get(REQUESTS, 0) // quantity.MICRO
+        left[1] -= cost.get(TOKENS, 0) // quantity.MICRO
+        left[2] -= 1
+        if not left[2]:
+            del self._unended[window]
+            self._settle_whole(left[0], left[1])
+
+    def _settle_whole(self, requests: int, tokens: int) -> None:
+        settled = self._totals.settled
+        for name, units in ((REQUESTS, requests), (TOKENS, tokens)):
+            settled[name] = settled.get(name, 0) + units * quantity.MICRO
+
     def _release_replaced(self, name: str, reserved: int, used: int, *, at_arrival: bool, now: float) -> None:
-        """The terms changed meanwhile: what it reserved cools already, what was not counted is charged."""
+        """The terms changed meanwhile: what it reserved cools already; charge what was not counted."""
         held = self.stocks.get(name)
         late = max(0, used - reserved) if at_arrival else used
         if isinstance(held, stock.RateStock) and late:
@@ -520,6 +540,9 @@ class Limiter:
             )
         if calls and self._call_stock is not None:
             self._call_stock.in_use += calls * quantity.MICRO
+            self._unended[self.window] = [requests, tokens, calls]
+        elif requests or tokens:
+            self._settle_whole(requests, tokens)
         if requests or tokens:
             self.last_admission = instant
         self.fast_until = 0.0
@@ -613,12 +636,7 @@ class Limiter:
         return result
 
     def _settled(self, name: str) -> int:
-        settled = self._totals.settled.get(name, 0)
-        if name == REQUESTS:
-            settled += self.settled_requests * quantity.MICRO
-        elif name == TOKENS:
-            settled += self.settled_tokens * quantity.MICRO
-        return settled + self._totals.overdraft.get(name, 0)
+        return self._totals.settled.get(name, 0) + self._totals.overdraft.get(name, 0)
 
     def audit(self) -> None:
         """Assert the sums of every stock."""
