@@ -181,7 +181,9 @@ class Stream:
 class Fleet:
     """All holders of this process."""
 
-    def __init__(self, address: str, budget: str, prefix: str, count: int, streams: int, refresh: float) -> None:
+    def __init__(
+        self, address: str, budget: str, prefix: str, count: int, streams: int, refresh: float
+    ) -> None:
         self.holders = [Holder(budget, f"{prefix}{number:05d}") for number in range(count)]
         ticks = round(refresh / TICK_SECONDS)
         self.streams = [Stream(self, address, self.holders[n::streams], ticks) for n in range(streams)]
