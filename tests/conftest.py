@@ -14,4 +14,4 @@ for _name in list(os.environ):
 # The import mode `importlib` leaves sys.path alone, and a plugin is found by its name.
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["fixtures_servers"]
+pytest_plugins = ["fixtures_servers", "fixtures_allocator"]

@@ -10,14 +10,22 @@ from leasehold.core.budget import model
 from leasehold.observe import logs
 from leasehold.runtime import budgets_yaml
 
-POLL_SECONDS = 1.0
+#: A file that changed is applied once it was found the same twice: it may be in the midst of being written.
+POLL_SECONDS = 0.5
 
 _log = logs.get_logger(__name__)
 
 
 def read(path: pathlib.Path) -> tuple[model.BudgetSpec, ...]:
     """The budgets of the file at `path`. Raises `InvalidArgument`."""
-    return budgets_yaml.parse(_text(path))
+    return _parse(_text(path))
+
+
+def _parse(text: str) -> tuple[model.BudgetSpec, ...]:
+    try:
+        return budgets_yaml.parse(text)
+    except RecursionError:
+        raise errors.InvalidArgument("budgets: nested too deeply", field="budgets") from None
 
 
 def _text(path: pathlib.Path) -> str:
@@ -39,44 +47,55 @@ class BudgetFile:
     def __init__(self, path: pathlib.Path, leader: leadership.Leadership) -> None:
         self._path = path
         self._leader = leader
-        self._seen = ""
+        #: What was found last: a digest of the content, or why it cannot be read.
+        self._found = ""
+        #: What was dealt with last, applied or refused.
+        self._settled = ""
 
     async def run(self) -> None:
         """Apply the file in each reign, and when its content changes."""
         applied_in: object = None
         while True:
-            await self._leader.is_synchronized.wait()
+            await self._leader.administration.is_synchronized.wait()
             if self._leader.reign is not applied_in:
-                self._seen = ""
+                applied_in, self._settled = self._leader.reign, ""
             try:
-                applied_in = self._leader.reign
                 await self._apply_if_new()
-            except (errors.Unavailable, errors.StaleEpoch) as error:
-                self._seen = ""
-                _log.warning("budgets_file_waits", path=str(self._path), why=error.message)
-            await asyncio.sleep(POLL_SECONDS)
-
-    async def _apply_if_new(self) -> None:
-        try:
-            text = await asyncio.to_thread(_text, self._path)
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            if digest == self._seen:
-                return
-            specs = budgets_yaml.parse(text)
-        except errors.InvalidArgument as error:
-            if error.message != self._seen:
+            except errors.InvalidArgument as error:
                 _log.error(
                     "budgets_file_refused",
                     path=str(self._path),
                     error=error.message,
                     in_force="the last good one",
                 )
-            self._seen = error.message
+            except errors.LeaseholdError as error:
+                self._settled = ""
+                _log.warning("budgets_file_waits", path=str(self._path), why=error.message)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _apply_if_new(self) -> None:
+        """Apply the file if it is new and at rest. Raises `InvalidArgument`, once for each wrong content."""
+        unreadable: errors.InvalidArgument | None = None
+        text = ""
+        try:
+            text = await asyncio.to_thread(_text, self._path)
+            found = hashlib.sha256(text.encode()).hexdigest()
+        except errors.InvalidArgument as error:
+            found, unreadable = error.message, error
+        before, self._found = self._found, found
+        if found != before or found == self._settled:
             return
-        self._seen = digest
+        self._settled = found
+        if unreadable is not None:
+            raise unreadable
+        # In a thread: a large file takes seconds to parse.
+        await self._apply(await asyncio.to_thread(_parse, text))
+
+    async def _apply(self, specs: tuple[model.BudgetSpec, ...]) -> None:
+        core = self._leader.require().core
         for spec in specs:
-            try:
-                await self._leader.put_budget(spec, actor="budgets file", cause=str(self._path))
-            except errors.InvalidArgument as error:
-                _log.error("budget_refused", budget=spec.name, error=error.message)
+            # All are looked at before the first is changed.
+            core.check_definition(spec)
+        for spec in specs:
+            await self._leader.administration.put_budget(spec, actor="budgets file", cause=str(self._path))
         _log.info("budgets_file_applied", path=str(self._path), budgets=len(specs))

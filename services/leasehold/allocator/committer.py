@@ -17,7 +17,7 @@ from leasehold.etcd import port as etcd_port
 from leasehold.observe import logs
 
 RETRY_SECONDS = 0.1
-#: While etcd is away, messages beyond so many are forgotten, the oldest first: holders ask again.
+#: Beyond so many undelivered messages, while etcd is away, connections are given up: holders ask again.
 MESSAGES_MAX = 50_000
 
 _log = logs.get_logger(__name__)
@@ -35,15 +35,18 @@ class Committer:
         epoch: epochs.Epoch,
         *,
         deliver: Callable[[Sequence[Message]], None],
+        on_overflow: Callable[[], None],
     ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._compare = etcd_port.Compare.value(keys.epoch, epoch.encode().encode())
         self._deliver = deliver
+        self._on_overflow = on_overflow
         self._writes: dict[str, etcd_port.Op] = {}
         self._messages: list[Message] = []
         self._barriers: list[asyncio.Future[None]] = []
         self._filled = asyncio.Event()
+        self._is_over = False
         self.is_etcd_away = False
         self.commits = 0
 
@@ -68,12 +71,21 @@ class Committer:
                 case _:
                     continue
         if len(self._messages) > MESSAGES_MAX:
-            del self._messages[: len(self._messages) - MESSAGES_MAX]
+            # Never a part of what a connection was to hear: later messages build on earlier ones.
+            self._messages = [message for message in self._messages if isinstance(message, effects.Reply)]
+            self._on_overflow()
         if self._messages or self._writes:
             self._filled.set()
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove keys that the core knows nothing of."""
+        for key in keys:
+            self._writes[key] = etcd_port.Delete(key)
+
     async def barrier(self) -> None:
         """Return once all that was added before is committed; raises `StaleEpoch` if the reign ends first."""
+        if self._is_over:
+            raise _reign_is_over()
         barrier: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._barriers.append(barrier)
         self._filled.set()
@@ -102,10 +114,12 @@ class Committer:
         except BaseException as error:
             self._fail(self._barriers, error)
             raise
+        finally:
+            self._is_over = True
 
     @staticmethod
     def _fail(barriers: Sequence[asyncio.Future[None]], error: BaseException) -> None:
-        told = error if isinstance(error, errors.LeaseholdError) else errors.StaleEpoch("the reign has ended")
+        told = error if isinstance(error, errors.LeaseholdError) else _reign_is_over()
         for barrier in barriers:
             if not barrier.done():
                 barrier.set_exception(told)
@@ -133,3 +147,7 @@ class Committer:
             if not result.succeeded:
                 raise errors.StaleEpoch("another leader has written its epoch")
             return
+
+
+def _reign_is_over() -> errors.StaleEpoch:
+    return errors.StaleEpoch("the reign has ended")

@@ -10,9 +10,11 @@ import pydantic
 import pydantic_settings
 from leasehold.core import errors
 from leasehold.etcd import settings as etcd_settings
-from leasehold.rpc import tls
+from leasehold.rpc import addresses, tls
 
 PREFIX = "LEASEHOLD_"
+
+_EVERY_INTERFACE = ("0.0.0.0", "::")  # noqa: S104 - to refuse them as an address to be told
 
 
 def _setting(default: Any, description: str, **bounds: Any) -> Any:
@@ -48,6 +50,27 @@ class Settings(pydantic_settings.BaseSettings):
     )
     log_format: str = _setting("auto", "auto, json or console")
     log_level: str = _setting("info", "debug, info, warning or error")
+
+    def check(self) -> None:
+        """Raise `InvalidArgument`, naming the setting, for what is wrong whatever the servers say."""
+        where = addresses.parse(self.listen, setting="--listen")
+        if self.advertise:
+            addresses.parse(self.advertise, setting="--advertise")
+        elif where.host in _EVERY_INTERFACE:
+            raise errors.InvalidArgument(
+                f"--listen {self.listen} is every interface, which is no address to send holders to: "
+                "set --advertise to one that they can reach",
+                field="--advertise",
+            )
+        elif where.is_unix:
+            raise errors.InvalidArgument(
+                f"--listen {self.listen} is a path on this host: set --advertise to what holders connect to",
+                field="--advertise",
+            )
+        if self.etcd_tls is not None:
+            self.etcd_tls.credentials()
+        self.etcd_login()
+        self.dsn()
 
     @property
     def candidate_id(self) -> str:

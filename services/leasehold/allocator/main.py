@@ -20,89 +20,118 @@ HOUSEKEEPING_SECONDS = 600.0
 CONNECT_RETRY_SECONDS = 0.5
 CONNECT_WAIT_SECONDS = 60.0
 
+_SERVICE = budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]
+
 _log = logs.get_logger(__name__)
 
 
 async def serve(settings: config.Settings) -> None:
     """Run an allocator until SIGTERM or SIGINT. Raises core errors for what the user must mend."""
+    settings.check()
     if settings.budgets_file is not None:
         # A file that is wrong at the start is told at once; later the last good one stays in force.
         await asyncio.to_thread(budget_file.read, settings.budgets_file)
-    etcd = await _connect(settings)
-    try:
-        async with store.PostgresStore(settings.dsn()) as durable:
-            await _serve_with(settings, etcd, durable)
-    finally:
-        await etcd.close()
+    async with store.PostgresStore(settings.dsn()) as durable:
+        await _Allocator(settings, durable).serve()
 
 
-async def _connect(settings: config.Settings) -> etcd_port.EtcdPort:
-    endpoints = [part.strip() for part in settings.etcd_endpoints.split(",") if part.strip()]
-    options = etcd_settings.Settings(txn_ops_max=settings.etcd_txn_ops_max)
-    deadline = asyncio.get_running_loop().time() + CONNECT_WAIT_SECONDS
-    is_told = False
-    while True:
+class _Allocator:
+    """One replica: it serves from the start, as a follower, and stands for election once etcd answers."""
+
+    def __init__(self, settings: config.Settings, durable: port.Store) -> None:
+        self._settings = settings
+        self._store = durable
+        self._keys = records.Keys(settings.etcd_prefix.rstrip("/"))
+        self._leader = leadership.Leadership(
+            durable, self._keys, candidate_id=settings.candidate_id, accept_new_etcd=settings.accept_new_etcd
+        )
+        self._server = servers.Server(
+            [settings.listen], tls_files=settings.tls_files, registry=metrics.Registry()
+        )
+        self._server.add(
+            budget_service_pb2_grpc.add_BudgetServiceServicer_to_server,
+            servicer.BudgetServicer(self._leader, durable, self._server.draining),
+            _SERVICE,
+        )
+        self._failure: errors.LeaseholdError | None = None
+
+    async def serve(self) -> None:
+        # Before etcd is waited for: an address that is refused or taken is told at once.
+        await self._server.start()
+        self._server.set_serving(_SERVICE, False)
+        async with tasks.BackgroundTasks() as background:
+            standing = background.start(self._stand(background), name="leadership", may_end=True)
+            # Hands the leadership over before the last calls are done.
+            self._server.on_drain(lambda: _cancel(standing))
+            background.start(self._keep_house(), name="housekeeping")
+            if self._settings.budgets_file is not None:
+                followed = budget_file.BudgetFile(self._settings.budgets_file, self._leader)
+                background.start(followed.run(), name="budgets-file")
+            await servers.serve_until_signal(self._server, background)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _stand(self, background: tasks.BackgroundTasks) -> None:
+        """Campaign and reign until cancelled. What the user must mend ends the service, without a traceback."""
         try:
-            return await adapter.connect(
-                endpoints, tls=settings.etcd_tls, login=settings.etcd_login(), settings=options
-            )
-        except (errors.EtcdUnavailable, errors.DeadlineExceeded) as error:
-            if asyncio.get_running_loop().time() > deadline:
-                raise
-            if not is_told:
-                _log.warning("waiting_for_etcd", endpoints=endpoints, error=error.message)
-            is_told = True
-            await asyncio.sleep(CONNECT_RETRY_SECONDS)
-
-
-async def _serve_with(settings: config.Settings, etcd: etcd_port.EtcdPort, durable: port.Store) -> None:
-    registry = metrics.Registry()
-    server = servers.Server([settings.listen], tls_files=settings.tls_files, registry=registry)
-    keys = records.Keys(settings.etcd_prefix.rstrip("/"))
-    leader = leadership.Leadership(
-        etcd, durable, keys, candidate_id=settings.candidate_id, accept_new_etcd=settings.accept_new_etcd
-    )
-    budgets = servicer.BudgetServicer(leader, durable, server.draining)
-    server.add(
-        budget_service_pb2_grpc.add_BudgetServiceServicer_to_server,
-        budgets,
-        budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"],
-    )
-    await server.start()
-    # The address that others are told is known only now that the port is bound.
-    candidate = election.Election(
-        etcd,
-        keys.prefix,
-        settings.candidate_id,
-        settings.advertise or server.bound[0],
-        settings.election_ttl_seconds,
-        randomness=random.Random(),  # noqa: S311 - spreads retries, guards nothing
-    )
-    async with candidate, tasks.BackgroundTasks() as background:
-        background.start(leader.run(candidate), name="leadership")
-        background.start(_keep_house(leader, durable), name="housekeeping")
-        if settings.budgets_file is not None:
-            background.start(budget_file.BudgetFile(settings.budgets_file, leader).run(), name="budgets-file")
-
-        def hand_over() -> None:
-            background.start(leader.step_down(), name="step-down", may_end=True)
-
-        server.on_drain(hand_over)
-        await servers.serve_until_signal(server, background)
-
-
-async def _keep_house(leader: leadership.Leadership, durable: port.Store) -> None:
-    """Old ledger lines and kept answers go after their retention."""
-    while True:
-        await leader.is_synchronized.wait()
-        reign = leader.reign
-        if reign is not None:
+            etcd = await self._connect()
             try:
-                await durable.delete_ledger_before(reign.epoch)
-                await durable.delete_requests_before(reign.epoch)
-            except (errors.PostgresUnavailable, errors.StaleEpoch) as error:
-                _log.warning("housekeeping_put_off", error=error.message)
-        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+                await self._campaign(etcd)
+            finally:
+                await etcd.close()
+        except errors.LeaseholdError as error:
+            self._failure = error
+            background.start(self._server.drain(), name="drain", may_end=True)
+
+    async def _campaign(self, etcd: etcd_port.EtcdPort) -> None:
+        self._server.set_serving(_SERVICE, True)
+        candidate = election.Election(
+            etcd,
+            self._keys.prefix,
+            self._settings.candidate_id,
+            # The port is known only now that it is bound.
+            self._settings.advertise or self._server.bound[0],
+            self._settings.election_ttl_seconds,
+            randomness=random.Random(),  # noqa: S311 - spreads retries, guards nothing
+        )
+        async with candidate:
+            await self._leader.run(etcd, candidate)
+
+    async def _connect(self) -> etcd_port.EtcdPort:
+        settings = self._settings
+        endpoints = [part.strip() for part in settings.etcd_endpoints.split(",") if part.strip()]
+        options = etcd_settings.Settings(txn_ops_max=settings.etcd_txn_ops_max)
+        deadline = asyncio.get_running_loop().time() + CONNECT_WAIT_SECONDS
+        is_told = False
+        while True:
+            try:
+                return await adapter.connect(
+                    endpoints, tls=settings.etcd_tls, login=settings.etcd_login(), settings=options
+                )
+            except (errors.EtcdUnavailable, errors.DeadlineExceeded) as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                if not is_told:
+                    _log.warning("waiting_for_etcd", endpoints=endpoints, error=error.message)
+                is_told = True
+                await asyncio.sleep(CONNECT_RETRY_SECONDS)
+
+    async def _keep_house(self) -> None:
+        """Old ledger lines and kept answers go after their retention."""
+        while True:
+            await self._leader.administration.is_synchronized.wait()
+            reign = self._leader.reign
+            if reign is not None:
+                try:
+                    await self._store.delete_ledger_before(reign.epoch)
+                    await self._store.delete_requests_before(reign.epoch)
+                except errors.LeaseholdError as error:
+                    _log.warning("housekeeping_put_off", error=error.message)
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
 
 
 def run(flags: Mapping[str, Any]) -> None:

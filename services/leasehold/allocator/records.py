@@ -4,6 +4,8 @@ All keys stand below one prefix::
 
     PREFIX/leader                                the election's key
     PREFIX/epoch                                 the epoch in force; every write compares it
+    PREFIX/unknown-past                          there while budgets must still be quarantined: what an earlier
+                                                 etcd had granted is not known
     PREFIX/budgets/BUDGET                        in-force definition
     PREFIX/leases/BUDGET/HOLDER/INCARNATION      upper bound of what one incarnation may have
 
@@ -27,6 +29,11 @@ class Keys:
     def epoch(self) -> str:
         """Holds the epoch in force."""
         return f"{self.prefix}/epoch"
+
+    @property
+    def unknown_past(self) -> str:
+        """There while it is not known what was granted before, and not all is quarantined yet."""
+        return f"{self.prefix}/unknown-past"
 
     @property
     def leader(self) -> str:

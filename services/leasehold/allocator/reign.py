@@ -1,8 +1,10 @@
 """One leader's reign: the thin shell around the core allocator, from takeover to the loss of the epoch."""
 
 import asyncio
+import contextlib
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from leasehold.allocator import committer as committers
 from leasehold.allocator import records, sessions
@@ -17,6 +19,9 @@ from leasehold.runtime import clock as clocks
 from leasehold.runtime import identity, process_watch
 
 _log = logs.get_logger(__name__)
+
+#: A unary call is answered, or refused, within so long.
+ANSWER_SECONDS_MAX = 10.0
 
 Answer = messages.Grant | messages.Refusal | None
 
@@ -37,17 +42,19 @@ class Reign:
         *,
         clock: clocks.Clock,
         boot_clock: clocks.Clock,
-        on_fenced: Callable[[str], None],
     ) -> None:
         self.epoch = epoch
         self.core = allocators.Allocator(epoch)
-        self.committer = committers.Committer(etcd, keys, epoch, deliver=self._deliver)
-        self.ledger = ledger.LedgerWriter(store, epoch, on_fenced=lambda error: on_fenced(error.message))
+        self.committer = committers.Committer(
+            etcd, keys, epoch, deliver=self._deliver, on_overflow=self._give_up_connections
+        )
+        self.ledger = ledger.LedgerWriter(store, epoch, on_fenced=lambda error: self.fence(error.message))
         #: Set, and replaced by a new one, with everything that a watcher may want to see.
         self.news = asyncio.Event()
+        #: Holds, once the reign cannot go on, the reason.
+        self.ending: asyncio.Future[NoReturn] = asyncio.get_running_loop().create_future()
         self._clock = clock
         self._boot_clock = boot_clock
-        self._on_fenced = on_fenced
         self._loop = asyncio.get_running_loop()
         self._watch = process_watch.ProcessWatch()
         self._watched: set[messages.ProcessKey] = set()
@@ -76,20 +83,22 @@ class Reign:
         """A holders' connection is gone."""
         self._sessions.pop(session.number, None)
         if not self._is_over:
-            self.core.session_closed(session.number, self.now())
-            self.kick()
+            self._feed(lambda: self.core.session_closed(session.number, self.now()))
 
     def report(self, report: messages.Report, session: sessions.Session) -> None:
         """A report on a connection; what is wrong with it is answered on the connection."""
         if report.process is not None and identity.is_local(_identity(report.process)):
             session.is_local = True
-        age_seconds = 0.0
+        age_seconds: float | None = None
         if session.is_local and report.boottime_nanos:
             age_seconds = max(0.0, self._boot_clock.now() - report.boottime_nanos / 1e9)
         try:
             self.core.report(report, self.now(), session=session.number, age_seconds=age_seconds)
         except errors.LeaseholdError as error:
             session.say(refusal(report, error))
+        except Exception as error:
+            self._fail(error)
+            raise
         self.kick()
 
     async def report_once(self, report: messages.Report) -> messages.Grant:
@@ -122,11 +131,8 @@ class Reign:
 
     def release(self, release: messages.Release) -> None:
         """A release on a connection; one that means nothing is passed over."""
-        try:
-            self.core.release(release, self.now())
-        except errors.NotFound:
-            return
-        self.kick()
+        with contextlib.suppress(errors.NotFound):
+            self._feed(lambda: self.core.release(release, self.now()))
 
     async def release_once(self, release: messages.Release) -> None:
         """The unary twin of a release."""
@@ -138,11 +144,27 @@ class Reign:
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._tokens[token] = answer
         try:
-            ask(token)
-            self.kick()
-            return await answer
+            self._feed(lambda: ask(token))
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                return await answer
+        except TimeoutError:
+            raise errors.EtcdUnavailable(
+                "etcd has not confirmed it in time; it may yet, and asking again is safe",
+                retry_after_seconds=0.5,
+            ) from None
         finally:
             self._tokens.pop(token, None)
+
+    def _feed(self, event: Callable[[], None]) -> None:
+        """One event of the core; raises what it raises."""
+        try:
+            event()
+        except errors.LeaseholdError:
+            raise
+        except Exception as error:
+            self._fail(error)
+            raise
+        self.kick()
 
     # Effects
 
@@ -162,10 +184,11 @@ class Reign:
             self._finish_handle = None
         if self._is_over:
             return
-        now = self.now()
-        if now >= self.core.next_deadline():
-            self.core.tick(now)
-        batch = self.core.finish(now)
+        try:
+            batch = self._take_effects()
+        except Exception as error:  # noqa: BLE001 - a core that failed in the midst of a change must not go on
+            self._fail(error)
+            return
         self.committer.add(batch)
         for effect in batch:
             if isinstance(effect, effects.Journal):
@@ -175,6 +198,12 @@ class Reign:
         if batch:
             self._tell_watchers()
         self._set_timer()
+
+    def _take_effects(self) -> list[effects.Effect]:
+        now = self.now()
+        if now >= self.core.next_deadline():
+            self.core.tick(now)
+        return self.core.finish(now)
 
     def _set_timer(self) -> None:
         due = self.core.next_deadline()
@@ -220,13 +249,29 @@ class Reign:
     def _process_exited(self, process: messages.ProcessKey) -> None:
         self._watched.discard(process)
         if not self._is_over:
-            self.core.process_exited(process, self.now())
-            self.kick()
+            self._feed(lambda: self.core.process_exited(process, self.now()))
+
+    def _give_up_connections(self) -> None:
+        for session in list(self._sessions.values()):
+            session.end(errors.EtcdUnavailable("etcd has not answered for long", retry_after_seconds=0.5))
 
     # The end
 
+    def fence(self, why: str) -> None:
+        """A later leader was seen: the reign ends."""
+        self._end(errors.StaleEpoch(why))
+
+    def _fail(self, error: Exception) -> None:
+        """The core is not to be trusted any more; what etcd has is, and whoever leads next begins there."""
+        self._is_over = True
+        self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        if not self.ending.done():
+            self.ending.set_exception(error)
+
     async def run(self) -> None:
-        """Serve until the epoch is lost; raises `StaleEpoch` then."""
+        """Commit until the epoch is lost; raises `StaleEpoch` then."""
         self.ledger.start()
         self.kick()
         await self.committer.run()
@@ -243,7 +288,11 @@ class Reign:
             if not answer.done():
                 answer.set_exception(why)
         self._tell_watchers()
-        await self.ledger.close(timeout_seconds=1.0)
+        if self.ending.done():
+            # Where something else ended the reign first nobody else asks for it.
+            self.ending.exception()
+        # A successor waits for this one to be done.
+        await self.ledger.close(timeout_seconds=0.0 if self.ledger.is_postgres_away else 1.0)
 
     @property
     def is_over(self) -> bool:

@@ -35,11 +35,11 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
     async def PutBudget(self, request: wire.PutBudgetRequest, context: _Context) -> wire.PutBudgetResponse:
         """Create or replace a budget."""
         spec = budget_codec.decode_budget(request.budget)
-        stored = await self._leader.put_budget(
+        stored = await self._leader.administration.put_budget(
             spec,
             request_id=request.request_id,
             expected_version=request.expected_version,
-            actor=context.peer(),
+            actor=_actor(context),
             cause=causes.current() or "",
         )
         return wire.PutBudgetResponse(
@@ -79,8 +79,8 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
     ) -> wire.DeleteBudgetResponse:
         """End a budget and its leases."""
         model.checked_budget_name(request.name)
-        await self._leader.delete_budget(
-            request.name, request_id=request.request_id, actor=context.peer(), cause=causes.current() or ""
+        await self._leader.administration.delete_budget(
+            request.name, request_id=request.request_id, actor=_actor(context), cause=causes.current() or ""
         )
         return wire.DeleteBudgetResponse()
 
@@ -138,9 +138,8 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         model.checked_budget_name(request.budget, field_name="budget")
         reign = self._leader.require()
         while not self._draining.is_set():
-            if self._leader.reign is not reign:
-                self._leader.require()
-                raise errors.NotLeader()
+            if self._leader.require() is not reign:
+                raise errors.NotLeader
             news = reign.news
             yield reading.snapshot(reign, request.budget)
             await asyncio.sleep(WATCH_SECONDS)
@@ -180,6 +179,15 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
             model.checked_budget_name(request.budget, field_name="budget")
             spec = self._leader.require().core.budget(request.budget).spec
         return reading.planned(request, spec)
+
+
+def _actor(context: _Context) -> str:
+    """Who calls, for the audit log: the name in its certificate, else its address."""
+    certificate = context.auth_context()
+    for kind in ("x509_subject_alternative_name", "x509_common_name"):
+        for name in certificate.get(kind, ()):
+            return f"{name.decode('utf-8', 'replace')} at {context.peer()}"
+    return context.peer()
 
 
 async def _any(*waits: Coroutine[Any, Any, Any]) -> None:

@@ -1,6 +1,7 @@
 """The holders' connections of one reign: what is to be said on each."""
 
 import asyncio
+from typing import Any
 
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.core import errors
@@ -23,8 +24,11 @@ class Session:
         self._grants: list[messages.Grant] = []
         self._refusals: list[messages.Refusal] = []
         self._changed = asyncio.Event()
-        self._end: errors.LeaseholdError | None = None
         self._is_closed = False
+        #: Why the stream ends; None: in peace.
+        self.error: errors.LeaseholdError | None = None
+        #: The task that is stuck in a write to this connection; cancelled where the connection is given up.
+        self.writing: asyncio.Task[Any] | None = None
 
     def say(self, message: messages.Grant | messages.Refusal) -> None:
         """Put a message in line."""
@@ -39,19 +43,21 @@ class Session:
         self._changed.set()
 
     def end(self, error: errors.LeaseholdError | None) -> None:
-        """End the stream: with an error, or (None) in peace. The first call counts."""
+        """End the stream: at once with an error, or (None) after what is in line. The first call counts."""
         if not self._is_closed:
-            self._end, self._is_closed = error, True
+            self.error, self._is_closed = error, True
+            if error is not None and self.writing is not None:
+                self.writing.cancel()
         self._changed.set()
 
     async def next_response(self) -> wire.HoldLeasesResponse | None:
-        """What is to be written next; None when the stream is over. Raises what `end` was given."""
+        """What is to be written next; None when the stream is over. Raises the error that `end` was given."""
         while not (self._grants or self._refusals or self._is_closed):
             self._changed.clear()
             await self._changed.wait()
-        if self._is_closed:
-            if self._end is not None:
-                raise self._end
+        if self.error is not None:
+            raise self.error
+        if not (self._grants or self._refusals):
             return None
         grants, self._grants = self._grants[:GRANTS_MAX], self._grants[GRANTS_MAX:]
         refusals, self._refusals = self._refusals[:GRANTS_MAX], self._refusals[GRANTS_MAX:]
