@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -170,7 +171,18 @@ class Fleet:
         """Start all, and return the leader once budgets can be changed."""
         for member in self.members:
             member.start(*flags)
+        for member in self.members:
+            await until(functools.partial(self._answers, member), f"{member.address} answers")
         return await self.ready()
+
+    async def _answers(self, member: AllocatorProcess) -> bool:
+        try:
+            await self.call("ListBudgets", wire.ListBudgetsRequest(), at=member, seconds=0.5)
+        except errors.NotLeader:
+            return True
+        except errors.LeaseholdError:
+            return False
+        return True
 
     async def ready(self, *, seconds: float = DEADLINE_SECONDS) -> AllocatorProcess:
         leader = await self.leader(seconds=seconds)

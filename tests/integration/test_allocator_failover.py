@@ -1,11 +1,15 @@
 """The leader dies, freezes, or is cut off while holders spend: nobody has too much, nothing is lost."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
 import allocator_kit as kit
-from allocator_holders import Auditor, DrivenHolder, running
+import pytest
+from allocator_holders import Auditor, DrivenHolder, report, running
 from allocator_kit import until
+from leasehold.api.budget.v1 import budget_service_pb2 as wire
+from leasehold.core import errors
 
 LIMITS = {"max_concurrent_requests": 40.0, "rpm_limit": 800.0}
 
@@ -52,3 +56,162 @@ async def test_sigkill_of_the_leader_of_three_under_load_overgrants_nobody_and_l
         f"SIGKILL of the leader: another one seen after {1000 * (elected_at - killed_at):.0f} ms, "
         f"all renewed {1000 * (renewed_at - elected_at):+.0f} ms from then"
     )
+
+
+async def test_sigstop_of_the_leader_past_its_ttl_and_sigcont_writes_nothing_late_and_ends_its_streams(
+    make_fleet: MakeFleet,
+) -> None:
+    fleet = make_fleet(size=2)
+    leader = await fleet.start()
+    await fleet.put(kit.budget())
+    async with spending(fleet) as holders:
+        # One more, which knows only the leader: it stays on the frozen one's stream.
+        faithful = DrivenHolder([leader.address], "faithful", auditor=holders[0].auditor)
+        async with running(faithful):
+            await until(lambda: all(each.has() == 8 for each in (*holders, faithful)), "everyone has its share")
+
+            frozen_at = leader.freeze()
+
+            successor = await fleet.leader(other_than=leader)
+            await until(
+                lambda: all(each.answers_since(frozen_at) for each in holders), "the others are renewed"
+            )
+            epoch = holders[0].core.epoch
+            # The faithful one's lease runs out, and the successor deals its calls out again.
+            await until(lambda: sum(each.has() for each in holders) == 40, "the others have it all")
+            assert not faithful.is_held
+            thawed_at = leader.thaw()
+            await until(lambda: len(faithful.failures) > 0 and "reign_ended" in leader.log(), "it steps down")
+            refused = await until(
+                lambda: next((e for e in faithful.failures if isinstance(e, errors.NotLeader)), None),
+                "it is told",
+            )
+            assert refused.leader_address == successor.address
+            # What the late leader said after it woke up renewed nobody and gave nobody anything.
+            assert not [grant for at, grant in faithful.heard if at > thawed_at and grant.answered_sequence]
+            assert faithful.has() == 0
+            assert all(each.core.epoch == epoch for each in holders)
+            assert await fleet.leader() is successor
+    assert "Traceback" not in leader.log()
+
+
+async def test_a_leader_cut_off_from_etcd_alone_renews_nobody_while_its_holders_stay_connected(
+    make_fleet: MakeFleet, etcd_server: str
+) -> None:
+    async with kit.Proxy(etcd_server) as proxy:
+        fleet = make_fleet(size=1, LEASEHOLD_ETCD_ENDPOINTS=proxy.address, LEASEHOLD_ELECTION_TTL_SECONDS="3")
+        leader = await fleet.start()
+        await fleet.put(kit.budget())
+        auditor = Auditor(LIMITS)
+        holders = [DrivenHolder([leader.address], f"h{number}", auditor=auditor) for number in range(2)]
+        async with running(*holders):
+            await until(lambda: all(each.has() == 20 for each in holders), "everyone has its share")
+            cut_at = proxy.mute()
+            last_renewal = max(each.expires_at for each in holders)
+            # The stream is up, reports are sent, and the leader believes that it leads: no renewal comes.
+            await until(lambda: not any(each.is_held for each in holders), "leases run out", seconds=3)
+            assert not any(each.failures for each in holders)
+            assert kit.now() >= min(each.expires_at for each in holders)
+            late = [at for each in holders for at, _ in each.answers_since(cut_at + 0.2)]
+            assert not late, "a renewal was answered without etcd"
+            assert last_renewal <= cut_at + 1.5
+            proxy.mend()
+            await until(lambda: all(each.has() == 20 for each in holders), "everyone is served again")
+        auditor.check()
+
+
+async def test_a_stream_cut_by_a_proxy_while_its_holder_spends_on_lets_nobody_grow_before_expiry(
+    make_fleet: MakeFleet,
+) -> None:
+    fleet = make_fleet()
+    leader = await fleet.start()
+    await fleet.put(kit.budget(max_call_seconds=0.3))
+    auditor = Auditor(LIMITS)
+    async with kit.Proxy(leader.address) as proxy:
+        lonely = DrivenHolder([proxy.address], "lonely", auditor=auditor)
+        other = DrivenHolder([leader.address], "other", auditor=auditor)
+        async with running(lonely, other):
+            lonely.spend(calls=50)
+            await until(lambda: lonely.has() == 20 and other.has() == 20, "both have their share")
+            cut_at = await proxy.cut()
+            admitted_before = len(auditor.admissions)
+            seen = await until(
+                lambda: not lonely.is_held or (other.has() > 20 and "grew"), "the lease of the cut-off one ends"
+            )
+            assert seen is True, "the other grew while the cut-off one could spend"
+            expired_at = lonely.expires_at
+            assert expired_at - cut_at > 0.8, "it had most of its TTL left"
+            assert len(auditor.admissions) > admitted_before, "it spent on"
+            view = await fleet.snapshot(at=leader)
+            await until(lambda: other.has() == 40, "the other has it all")
+            grew_at = next(
+                at for at, grant in other.heard if grant.amounts["max_concurrent_requests"] == 40 * 10**6
+            )
+            # Not before the last call that it may have begun is over: TTL, then max_call.
+            assert grew_at >= expired_at + 0.3
+            assert grew_at <= expired_at + 0.3 + 0.5
+            assert view.holders
+        auditor.check()
+
+
+async def test_sigterm_hands_the_leadership_over_at_once_drains_and_leaves_no_process(
+    make_fleet: MakeFleet,
+) -> None:
+    fleet = make_fleet(size=2, LEASEHOLD_ELECTION_TTL_SECONDS="20")
+    leader = await fleet.start()
+    await fleet.put(kit.budget())
+    async with spending(fleet, count=2) as holders:
+        told_at = kit.now()
+        ending = asyncio.create_task(leader.terminate())
+        successor = await fleet.leader(other_than=leader, seconds=5)
+        handed_over_at = kit.now()
+        assert successor is not leader
+        await until(lambda: all(each.answers_since(handed_over_at) for each in holders), "everyone is renewed")
+        assert all(each.is_held for each in holders)
+        assert await ending == 0
+    assert "Traceback" not in leader.log()
+    kit.tell(f"SIGTERM: another leader after {1000 * (handed_over_at - told_at):.0f} ms")
+
+
+async def test_sigterm_of_a_follower_ends_it_without_a_campaign(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(size=2, LEASEHOLD_ELECTION_TTL_SECONDS="20")
+    leader = await fleet.start()
+    follower = next(member for member in fleet.members if member is not leader)
+    assert await follower.terminate() == 0
+    assert "leader_elected" not in follower.log()
+    assert await fleet.leader() is leader
+
+
+async def test_followers_refuse_with_the_leaders_address(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(size=2)
+    leader = await fleet.start()
+    follower = next(member for member in fleet.members if member is not leader)
+    requests = {
+        "PutBudget": wire.PutBudgetRequest(budget=kit.budget()),
+        "GetBudget": wire.GetBudgetRequest(name="llm"),
+        "ListBudgets": wire.ListBudgetsRequest(),
+        "DeleteBudget": wire.DeleteBudgetRequest(name="llm"),
+        "AcquireLease": wire.AcquireLeaseRequest(budget="llm", holder="h", request_id="request-1"),
+        "RenewLease": wire.RenewLeaseRequest(report=report("h", 1)),
+        "ReleaseLease": wire.ReleaseLeaseRequest(
+            release=wire.LeaseRelease(budget="llm", holder="h", incarnation="h-incarnation")
+        ),
+        "GetBudgetStatus": wire.GetBudgetStatusRequest(budget="llm"),
+        "ExplainLease": wire.ExplainLeaseRequest(budget="llm", holder="h"),
+    }
+
+    async def points_at_leader() -> bool:
+        with pytest.raises(errors.NotLeader) as caught:
+            await fleet.call("ListBudgets", wire.ListBudgetsRequest(), at=follower)
+        return caught.value.leader_address == leader.address
+
+    await until(points_at_leader, "the follower has heard who leads")
+    for method, request in requests.items():
+        with pytest.raises(errors.NotLeader) as caught:
+            await fleet.call(method, request, at=follower)
+        assert caught.value.leader_address == leader.address, method
+        assert caught.value.retry_after_seconds == 0.1
+    lost = DrivenHolder([follower.address], "lost")
+    async with running(lost):
+        refused = await until(lambda: lost.failures[:1], "the stream is refused")
+    assert isinstance(refused[0], errors.NotLeader) and refused[0].leader_address == leader.address
