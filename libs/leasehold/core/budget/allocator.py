@@ -21,9 +21,10 @@ class Allocator:
         self.epoch = epoch
         self.budgets: dict[str, machine.BudgetMachine] = {}
         self._out: list[effects.Effect] = []
-        self._touched: set[str] = set()
+        #: In the order of the events, so that a run can be repeated.
+        self._touched: dict[str, None] = {}
         #: (budget, holder) of each connection, so that its break finds them.
-        self._sessions: dict[int, set[tuple[str, str]]] = {}
+        self._sessions: dict[int, dict[tuple[str, str], None]] = {}
 
     # Definitions
 
@@ -41,7 +42,7 @@ class Allocator:
         if budget is None:
             return False
         budget.restore(record, now)
-        self._touched.add(record.budget)
+        self._touched[record.budget] = None
         return True
 
     def define(self, spec: model.BudgetSpec, version: int, now: float) -> None:
@@ -54,7 +55,7 @@ class Allocator:
             self._out.append(effects.PutDefinition(spec, version))
         elif budget.version != version or budget.spec != spec or budget.is_retired:
             budget.redefine(spec, version, now)
-        self._touched.add(spec.name)
+        self._touched[spec.name] = None
 
     def check_definition(self, spec: model.BudgetSpec) -> None:
         """Refuse a change that the units in use could not follow: a dimension of another kind."""
@@ -74,12 +75,12 @@ class Allocator:
     def delete(self, name: str, now: float) -> None:
         """An administrator deleted a budget, durably already."""
         self.budget(name).retire(now)
-        self._touched.add(name)
+        self._touched[name] = None
 
     def quarantine(self, name: str, now: float) -> None:
         """What an earlier etcd had granted of this budget is not known: everything counts as just used."""
         self.budget(name).quarantine_all(now)
-        self._touched.add(name)
+        self._touched[name] = None
 
     def budget(self, name: str) -> machine.BudgetMachine:
         """The budget of that name; raises `NotFound`."""
@@ -97,7 +98,7 @@ class Allocator:
         *,
         session: int | None = None,
         token: int | None = None,
-        age_seconds: float = 0.0,
+        age_seconds: float | None = None,
     ) -> None:
         """A holder reported on a connection (`session`) or by a unary call (`token`).
 
@@ -108,8 +109,8 @@ class Allocator:
         budget = self.budget(report.budget)
         budget.report(report, now, session=session, token=token, age_seconds=age_seconds)
         if session is not None:
-            self._sessions.setdefault(session, set()).add((report.budget, report.holder))
-        self._touched.add(report.budget)
+            self._sessions.setdefault(session, {})[(report.budget, report.holder)] = None
+        self._touched[report.budget] = None
 
     def acquire(
         self,
@@ -128,25 +129,25 @@ class Allocator:
         self.budget(budget).acquire(
             holder=holder, incarnation=incarnation, demand=demand, process=process, token=token, now=now
         )
-        self._touched.add(budget)
+        self._touched[budget] = None
 
     def release(self, release: messages.Release, now: float, *, token: int | None = None) -> None:
         """A holder gives its lease back. Raises `NotFound` for an unknown budget."""
         self.budget(release.budget).release(release, now, token=token)
-        self._touched.add(release.budget)
+        self._touched[release.budget] = None
 
     def session_closed(self, session: int, now: float) -> None:
         """A connection broke."""
         for budget, holder in self._sessions.pop(session, ()):
             if budget in self.budgets:
                 self.budgets[budget].session_closed(holder, session, now)
-                self._touched.add(budget)
+                self._touched[budget] = None
 
     def process_exited(self, process: messages.ProcessKey, now: float) -> None:
         """A process is certified dead."""
         for name, budget in self.budgets.items():
             budget.process_exited(process, now)
-            self._touched.add(name)
+            self._touched[name] = None
 
     # Time
 
@@ -159,7 +160,7 @@ class Allocator:
         for name, budget in self.budgets.items():
             if budget.next_deadline() <= now:
                 budget.tick(now)
-                self._touched.add(name)
+                self._touched[name] = None
 
     def finish(self, now: float) -> list[effects.Effect]:
         """End a batch of events; what is to be done, in order."""

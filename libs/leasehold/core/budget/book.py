@@ -6,13 +6,24 @@ is bound by plus what is stranded. Amounts are micro-units; vectors are in the o
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from leasehold.core.budget import effects, model
+from leasehold.core.budget import effects, messages, model
 from leasehold.core.budget import lease as leases
 from leasehold.core.budget import throttle as throttles
 from leasehold.core.budget.lease import Lease, Stranded, Vector
 
 Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """An incarnation whose lease is gone, remembered while messages of it may be under way."""
+
+    held: Lease
+    #: What ended it; None: it is certified dead.
+    end: messages.LeaseEnd | None
+    until: float
 
 
 class Book:
@@ -23,13 +34,16 @@ class Book:
         #: Superseded leases that have not run out, by (holder, incarnation).
         self.ghosts: dict[Key, Lease] = {}
         self.stranded: dict[str, list[Stranded]] = {}
+        self.departed: dict[Key, Departed] = {}
         self.throttles: dict[str, throttles.Throttle] = {}
         #: Units came back since the flag was last cleared.
         self.has_gained = False
         self._stranded_heap: list[tuple[float, int, Stranded]] = []
         self._stranded_count = 0
+        self._departed_heap: list[tuple[float, Key]] = []
         self._recorded: dict[Key, effects.Record] = {}
-        self._unrecorded: set[Key] = set()
+        #: In the order in which they changed, so that a run can be repeated.
+        self._unrecorded: dict[Key, None] = {}
         self._adopt(spec, now)
         self.outstanding = [0] * len(self.names)
         self.in_force = list(self.target_limits())
@@ -71,11 +85,12 @@ class Book:
                 moved(held.overdraft),
             )
             held.unacknowledged = [(version, moved(caps)) for version, caps in held.unacknowledged]
-            held.largest_cost = ()
+            held.largest_cost, held.safe = (), moved(held.safe)
             held.counted = held.bound
-            self._unrecorded.add((held.holder, held.incarnation))
+            self.touch(held)
         for parts in self.stranded.values():
             for part in parts:
+                self._unrecorded[(part.holder, part.incarnation)] = None
                 name = old_names[part.index]
                 part.amount = part.amount if name in self.index else 0
                 part.index = self.index.get(name, 0)
@@ -142,6 +157,10 @@ class Book:
         self.ghosts[(held.holder, held.incarnation)] = held
         self.count(held)
 
+    def touch(self, held: Lease) -> None:
+        """The record of a lease must be looked at."""
+        self._unrecorded[(held.holder, held.incarnation)] = None
+
     def count(self, held: Lease) -> None:
         """Bring the sums up to date after `held.bound` has changed."""
         if held.bound == held.counted:
@@ -152,10 +171,10 @@ class Book:
             if new < old:
                 self.has_gained = True
         held.counted = held.bound
-        self._unrecorded.add((held.holder, held.incarnation))
+        self.touch(held)
 
-    def drop(self, held: Lease) -> None:
-        """Take a lease out; the caller strands what it leaves."""
+    def drop(self, held: Lease, end: messages.LeaseEnd | None, until: float) -> None:
+        """Take a lease out; the caller strands what it leaves. It is remembered up to `until`."""
         key = (held.holder, held.incarnation)
         if self.leases.get(held.holder) is held:
             del self.leases[held.holder]
@@ -164,7 +183,16 @@ class Book:
             self.outstanding[index] -= amount
         held.counted = self.zero
         self.has_gained = True
-        self._unrecorded.add(key)
+        self._unrecorded[key] = None
+        self.departed[key] = Departed(held, end, until)
+        heapq.heappush(self._departed_heap, (until, key))
+
+    def forget_departed(self, now: float) -> None:
+        """Nothing of those who left long ago can be under way any more."""
+        while self._departed_heap and self._departed_heap[0][0] <= now:
+            _, key = heapq.heappop(self._departed_heap)
+            if key in self.departed and self.departed[key].until <= now:
+                del self.departed[key]
 
     # Stranded units
 
@@ -177,7 +205,7 @@ class Book:
             heapq.heappush(self._stranded_heap, (part.until, self._stranded_count, part))
             self.stranded.setdefault(part.holder, []).append(part)
             self.outstanding[part.index] += part.amount
-            self._unrecorded.add((part.holder, part.incarnation))
+            self._unrecorded[(part.holder, part.incarnation)] = None
 
     def release_stranded(self, now: float) -> None:
         """Units whose time has come return."""
@@ -199,7 +227,7 @@ class Book:
         if not self.stranded[part.holder]:
             del self.stranded[part.holder]
         self.has_gained = True
-        self._unrecorded.add((part.holder, part.incarnation))
+        self._unrecorded[(part.holder, part.incarnation)] = None
 
     def stranded_of(self, holder: str, incarnation: str | None = None) -> Vector:
         """Stranded units of a holder (of one incarnation)."""
@@ -258,7 +286,7 @@ class Book:
             incarnation=incarnation,
             lease_id=held.lease_id if held is not None else 0,
             amounts={n: b + s for n, b, s in zip(self.names, bound, stranded, strict=True)},
-            ttl_seconds=self.spec.ttl_seconds,
+            ttl_seconds=held.ttl_seconds if held is not None else self.spec.ttl_seconds,
             is_cooling=held is None,
             is_tracked=held is None or held.is_tracked,
         )

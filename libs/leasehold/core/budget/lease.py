@@ -48,6 +48,16 @@ class Lease:
     counted: Vector = ()
     state: LeaseState = LeaseState.LIVE
     session: int | None = None
+    #: The connection of its last report, even if that has broken since.
+    last_session: int | None = None
+    #: A report has named this lease: the holder has applied a grant of it.
+    is_confirmed: bool = False
+    #: It is known when the last report was made; else only when it arrived.
+    is_age_known: bool = False
+    #: Longest TTL that an answer in force may have promised, seconds.
+    ttl_seconds: float = 0.0
+    #: Most that the holder may go on using after expiry, for the budget's safe TTL.
+    safe: Vector = ()
     #: It reports holdings. A unary holder that does not is counted in full until it expires.
     is_tracked: bool = True
     #: Nothing but an amount from etcd is known of it: no report since this leader took over.
@@ -102,6 +112,30 @@ class Lease:
             part for part in cooling_parts(self.cooling, self.cooling_since, dimension) if part[0] > instant
         ]
 
+    def is_whole_truth(self, report: messages.Report, session: int | None) -> bool:
+        """Whether no grant of this lease can still be applied by the holder after it made `report`.
+
+        It can not on a later connection (the holder had left the earlier one), nor once the holder has lost the
+        lease that it had. A repeated join, or a report that was held up on its way, proves neither.
+        """
+        if session is not None and session != self.last_session:
+            return True
+        return report.lease_id == 0 and self.is_confirmed
+
+    def credit_max(self, index: int) -> int:
+        """Most that pacing gives at once between the last report and now: the burst, and what growths add."""
+        share = burst = self.acknowledged_share(index)
+        for _, caps in self.unacknowledged:
+            burst += max(0, caps[index] - share)
+            share = caps[index]
+        return burst
+
+    def acknowledged_share(self, index: int) -> int:
+        """Largest share that the holder may have paced by when it last reported."""
+        if not self.unacknowledged:
+            return self.caps[index]
+        return min(self.held[index], self.bound[index]) if self.held else self.caps[index]
+
     def share_max(self, index: int) -> int:
         """Largest share of a dimension that the holder may be pacing by."""
         share = self.caps[index]
@@ -144,6 +178,7 @@ class StrandRules:
     jitter_seconds: float
     max_call_seconds: float
     orphan_seconds: float
+    safe_ttl_seconds: float
     charged_at: model.ChargedAt
 
     @classmethod
@@ -154,6 +189,7 @@ class StrandRules:
             jitter_seconds=spec.arrival_jitter_seconds,
             max_call_seconds=spec.max_call_seconds,
             orphan_seconds=spec.orphan_call_seconds,
+            safe_ttl_seconds=spec.safe_ttl_seconds * TTL_FACTOR,
             charged_at=spec.charged_at,
         )
 
@@ -186,59 +222,73 @@ def strand_released(
 def strand_unknown(
     lease: Lease, rules: StrandRules, end: float, *, is_certified: bool = False
 ) -> list[Stranded]:
-    """Everything the lease may have, as if it had all been used at `end`."""
-    return [
-        Stranded(
-            lease.holder,
-            lease.incarnation,
-            index,
-            amount,
-            end + rules.lost_seconds(index, is_certified=is_certified),
-            True,
+    """Everything the lease may have, as if it had all been used at `end` (safe capacity: when that ends)."""
+    stranded: list[Stranded] = []
+    for index, amount in enumerate(lease.bound):
+        lost_at = end + rules.lost_seconds(index, is_certified=is_certified)
+        safe = 0 if is_certified or not lease.safe else min(amount, lease.safe[index])
+        stranded.append(
+            Stranded(lease.holder, lease.incarnation, index, safe, lost_at + rules.safe_ttl_seconds, True)
         )
-        for index, amount in enumerate(lease.bound)
-        if amount > 0
-    ]
+        stranded.append(Stranded(lease.holder, lease.incarnation, index, amount - safe, lost_at, True))
+    return [part for part in stranded if part.amount > 0]
 
 
 def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: bool) -> list[Stranded]:
-    """What a lease leaves that ended at `end` by expiry, or by a certified death.
+    """What a lease leaves that ends at `end` by expiry, or by a certified death.
 
     Calls count until `end` + max_call (orphan_seconds if certified). Of a rate, what is known to cool returns
-    when cool; what may have been spent since the last report (at most the pace allows, and no more than was
+    when cool; what may be spent between the last report and `end` (at most the pace allows, and no more than was
     free, has cooled since, or was refundable) is quarantined for window + jitter; the rest returns at once.
+    Without a certificate the holder may go on with its safe capacity: that is quarantined from when this ends.
     """
     if not lease.is_tracked or lease.is_recovered or rules.charged_at is model.ChargedAt.COMPLETION:
         return strand_unknown(lease, rules, end, is_certified=is_certified)
     stranded: list[Stranded] = []
+
+    def strand(index: int, amount: int, until: float, *, is_quarantine: bool = True) -> None:
+        if amount > 0:
+            stranded.append(Stranded(lease.holder, lease.incarnation, index, amount, until, is_quarantine))
+
     for index, dimension in enumerate(rules.dimensions):
         amount = lease.bound[index]
-        if amount <= 0:
-            continue
         lost_at = end + rules.lost_seconds(index, is_certified=is_certified)
+        safe = 0 if is_certified or not lease.safe else min(amount, lease.safe[index])
+        strand(index, safe, lost_at + rules.safe_ttl_seconds)
         if not dimension.is_rate:
-            stranded.append(Stranded(lease.holder, lease.incarnation, index, amount, lost_at, True))
+            strand(index, amount - safe, lost_at)
             continue
-        unknown = _unknown_spend(lease, dimension, index, end)
-        if unknown:
-            stranded.append(Stranded(lease.holder, lease.incarnation, index, unknown, lost_at, True))
-        left = amount - unknown
-        for at, part in sorted(lease.cooling_after(dimension.name, end), reverse=True):
+        unknown = min(amount - safe, _unknown_spend(lease, dimension, index, end, is_certified=is_certified))
+        strand(index, unknown, lost_at)
+        left = amount - safe - unknown
+        # Also those that cool before an `end` that is yet to come: until then they count.
+        parts = cooling_parts(lease.cooling, lease.cooling_since, dimension.name)
+        for at, part in sorted(parts, reverse=True):
             taken = min(part, left)
-            if taken > 0:
-                stranded.append(Stranded(lease.holder, lease.incarnation, index, taken, at, False))
-                left -= taken
+            strand(index, taken, at, is_quarantine=False)
+            left -= taken
     return stranded
 
 
-def _unknown_spend(lease: Lease, dimension: model.Dimension, index: int, end: float) -> int:
+def _unknown_spend(
+    lease: Lease, dimension: model.Dimension, index: int, end: float, *, is_certified: bool
+) -> int:
     amount = lease.bound[index]
     known_cooling = sum(part for _, part in lease.cooling_after(dimension.name, end))
     refundable = min(lease.refundable[index] if lease.refundable else 0, known_cooling)
     spendable = min(amount, max(0, amount - known_cooling) + refundable)
     largest = lease.largest_cost[index] if lease.largest_cost else None
-    if largest is None:
+    if largest is None or (is_certified and not lease.is_age_known):
+        # A report may have been long on its way, and its holder spending ever since.
         return spendable
+    # Up to expiry the holder spent for a TTL at most, however long its last report was on its way.
     elapsed = end - lease.last_report_at
-    paced = stock.pace_bound(lease.share_max(index), elapsed, dimension.window_seconds) + refundable + largest
+    if not is_certified:
+        elapsed = max(elapsed, lease.ttl_seconds)
+    paced = (
+        stock.pace_bound(lease.share_max(index), elapsed, dimension.window_seconds)
+        + int((lease.credit_max(index) - lease.share_max(index)) * stock.PACE_BURST)
+        + refundable
+        + largest
+    )
     return min(spendable, paced)

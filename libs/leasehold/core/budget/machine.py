@@ -101,7 +101,9 @@ class BudgetMachine:
                     effects.Send(held.session, self._grant(held, end=messages.LeaseEnd.BUDGET_DELETED))
                 )
             # The holder may not hear of it before its lease runs out.
-            self._lose(held, held.expires_at, now, is_certified=False)
+            self._lose(held, held.expires_at, now, messages.LeaseEnd.BUDGET_DELETED)
+        for held, token, _ in self._waiting_acquires.values():
+            self._out.append(effects.Reply(token, self._grant(held, end=messages.LeaseEnd.BUDGET_DELETED)))
         self._waiting_acquires.clear()
         self.is_retired = True
         self._journal("BUDGET_DELETED")
@@ -128,6 +130,8 @@ class BudgetMachine:
             caps=bound,
             bound=bound,
             state=LeaseState.SUSPECT,
+            ttl_seconds=record.ttl_seconds,
+            safe=self._safe_of(record.holder),
             is_tracked=record.is_tracked,
             is_recovered=True,
             held=bound,
@@ -171,26 +175,28 @@ class BudgetMachine:
         *,
         session: int | None = None,
         token: int | None = None,
-        age_seconds: float = 0.0,
+        age_seconds: float | None = None,
     ) -> None:
-        """A holder reported; `age_seconds` is how long ago it did, where that is known.
+        """A holder reported; `age_seconds` is how long ago it did, None where that is not known.
 
         Raises `InvalidArgument` for a dimension that the budget does not have; nothing is changed then.
         """
         self._check_dimensions(report)
         held = self.book.leases.get(report.holder)
         if held is None or held.incarnation != report.incarnation:
-            if self._is_superseded(held, report):
-                self._answer_superseded(report, session, token)
+            end, is_stale = self._is_over(held, report, session)
+            if end is not None:
+                self._answer_over(report, end, session, token)
+            if end is not None or is_stale:
                 return
-            held = self._join(report, held, now)
+            held = self._join(report, held, session, now)
         elif report.sequence <= held.sequence:
             if token is not None:
                 self._answers.append(_Answer(held, report.sequence, session, token, is_repeat=True))
             return
         elif report.lease_id != held.lease_id:
-            self._rejoin(held, report, now)
-        self._take_report(held, report, now - age_seconds, now, session)
+            self._rejoin(held, report, session, now)
+        self._take_report(held, report, age_seconds, now, session)
         self._answers.append(_Answer(held, report.sequence, session, token, is_repeat=False))
 
     def _check_dimensions(self, report: messages.Report) -> None:
@@ -202,12 +208,33 @@ class BudgetMachine:
             if throttled.dimension and throttled.dimension not in self.book.index:
                 self.spec.dimension(throttled.dimension, field_name="throttles.dimension")
 
-    def _is_superseded(self, held: Lease | None, report: messages.Report) -> bool:
-        if (report.holder, report.incarnation) in self.book.ghosts:
-            return True
-        return held is not None and (report.is_rejoin or report.lease_id != 0)
+    def _is_over(
+        self, held: Lease | None, report: messages.Report, session: int | None
+    ) -> tuple[messages.LeaseEnd | None, bool]:
+        """(the last word for an incarnation that cannot join, whether the report is passed over)."""
+        key = (report.holder, report.incarnation)
+        departed = self.book.departed.get(key)
+        if key in self.book.ghosts:
+            return messages.LeaseEnd.SUPERSEDED, False
+        if held is not None and (departed is not None or report.is_rejoin or report.lease_id != 0):
+            return messages.LeaseEnd.SUPERSEDED, False
+        if departed is None:
+            return None, False
+        match departed.end:
+            case messages.LeaseEnd.SUPERSEDED | messages.LeaseEnd.RELEASED:
+                return departed.end, False
+            case messages.LeaseEnd.BUDGET_DELETED if session == departed.held.last_session:
+                # It is about to hear so on this connection.
+                return departed.end, False
+            case None:
+                # It is dead: this was sent before.
+                return None, True
+        return None, report.sequence <= departed.held.sequence
 
-    def _answer_superseded(self, report: messages.Report, session: int | None, token: int | None) -> None:
+    def _answer_over(
+        self, report: messages.Report, end: messages.LeaseEnd, session: int | None, token: int | None
+    ) -> None:
+        reason = "a newer incarnation of this holder has joined" if end is messages.LeaseEnd.SUPERSEDED else ""
         grant = messages.Grant(
             budget=self.spec.name,
             holder=report.holder,
@@ -216,8 +243,8 @@ class BudgetMachine:
             epoch=self.epoch,
             version=report.grant_version,
             answered_sequence=report.sequence,
-            end=messages.LeaseEnd.SUPERSEDED,
-            reason="a newer incarnation of this holder has joined",
+            end=end,
+            reason=reason,
         )
         self._deliver(grant, session, token)
 
@@ -227,7 +254,7 @@ class BudgetMachine:
         elif session is not None:
             self._out.append(effects.Send(session, grant))
 
-    def _join(self, report: messages.Report, old: Lease | None, now: float) -> Lease:
+    def _join(self, report: messages.Report, old: Lease | None, session: int | None, now: float) -> Lease:
         book = self.book
         if old is not None:
             book.ghost(old)
@@ -248,7 +275,9 @@ class BudgetMachine:
             target=book.zero,
             last_served=self.rebalancer.served_count,
         )
-        if report.holdings is not None:
+        departed = book.departed.pop((held.holder, held.incarnation), None)
+        is_whole_truth = departed is None or departed.held.is_whole_truth(report, session)
+        if report.holdings is not None and is_whole_truth:
             book.forget_stranded(held.holder, held.incarnation)
         book.add(held)
         self._schedule_expiry(held)
@@ -257,8 +286,14 @@ class BudgetMachine:
         self._journal("JOINED", held)
         return held
 
-    def _rejoin(self, held: Lease, report: messages.Report, now: float) -> None:
-        """The same incarnation without its lease: what it says it has is the whole truth."""
+    def _rejoin(self, held: Lease, report: messages.Report, session: int | None, now: float) -> None:
+        """The same incarnation without its lease.
+
+        What it says it has is the whole truth, unless grants of the lease may still reach it: then the lease
+        stays as it is, and all that was granted counts.
+        """
+        if not held.is_whole_truth(report, session):
+            return
         held.lease_id = self._new_lease_id()
         if report.holdings is None:
             self.book.strand(leases.strand_unknown(held, self.book.rules, now), now)
@@ -266,10 +301,11 @@ class BudgetMachine:
         else:
             self.book.forget_stranded(held.holder, held.incarnation)
         held.unacknowledged.clear()
-        held.version = 0
+        held.version, held.is_confirmed = 0, False
         held.caps = held.held = self.book.zero
         held.is_recovered = False
         self.book.count(held)
+        self.book.touch(held)
         self.rebalancer.must_divide = True
         self._note(held, now, "joined again")
         self._journal("REJOINED", held)
@@ -279,16 +315,23 @@ class BudgetMachine:
         return (self.epoch.revision << _LEASE_COUNT_BITS) + self._lease_count
 
     def _take_report(
-        self, held: Lease, report: messages.Report, made_at: float, now: float, session: int | None
+        self,
+        held: Lease,
+        report: messages.Report,
+        age_seconds: float | None,
+        now: float,
+        session: int | None,
     ) -> None:
         held.sequence = report.sequence
+        held.is_confirmed = held.is_confirmed or report.lease_id == held.lease_id
+        held.last_session = session
         if held.session != session:
             held.session, held.terms_version = session, 0
         if held.state is LeaseState.SUSPECT:
             held.state = LeaseState.LIVE
             self.rebalancer.must_divide = True
-        held.last_report_at = made_at
-        held.expires_at = now + self.spec.ttl_seconds * leases.TTL_FACTOR
+        held.last_report_at, held.is_age_known = now - (age_seconds or 0.0), age_seconds is not None
+        self._extend(held, now)
         if held.is_active != report.is_active:
             held.is_active = report.is_active
             self.rebalancer.must_divide = True
@@ -304,23 +347,41 @@ class BudgetMachine:
         for throttled in report.throttles:
             self._throttled(held, throttled, now)
 
+    def _extend(self, held: Lease, now: float) -> None:
+        """A TTL from now; where the TTL was lowered, an earlier answer may last longer than that."""
+        expires_at = now + self.spec.ttl_seconds * leases.TTL_FACTOR
+        if expires_at < held.expires_at:
+            return
+        held.expires_at = expires_at
+        if held.ttl_seconds != self.spec.ttl_seconds:
+            held.ttl_seconds = self.spec.ttl_seconds
+            self.book.touch(held)
+
+    def _safe_of(self, holder: str) -> Vector:
+        safe = self.spec.holder_class(holder).safe_capacity
+        return tuple(safe.get(name, 0) for name in self.book.names) if safe else ()
+
     def _take_holdings(self, held: Lease, report: messages.Report, now: float) -> None:
         book, holdings = self.book, report.holdings
         was_recovered, held.is_recovered = held.is_recovered, False
         if was_recovered:
             # Grants of the leader before are void: the holder had left its connection when it reported.
             held.unacknowledged.clear()
+        # Versions of another lease acknowledge nothing of this one.
+        acknowledged = report.grant_version if report.lease_id == held.lease_id else 0
         held.version = max(held.version, report.grant_version)
-        held.is_tracked = holdings is not None
+        if held.is_tracked != (holdings is not None):
+            held.is_tracked = holdings is not None
+            book.touch(held)
         if holdings is None:
-            self._acknowledge_untracked(held, report.grant_version, now)
+            self._acknowledge_untracked(held, acknowledged, now)
             return
         owned = self._vector(holdings.held)
         if was_recovered:
             # Its caps are not known, so they are said again even if the target is the same.
             held.caps = owned
             held.set_caps(owned)
-        held.acknowledge(report.grant_version, owned)
+        held.acknowledge(acknowledged, owned)
         book.count(held)
         held.cooling, held.cooling_since = holdings.cooling, now
         held.refundable = self._vector(holdings.refundable)
@@ -377,11 +438,14 @@ class BudgetMachine:
             process=process,
         )
         self._check_dimensions(report)
-        if self._is_superseded(held, report):
-            self._answer_superseded(report, None, token)
+        end, is_stale = self._is_over(held, report, None)
+        if end is None and is_stale:
+            end = messages.LeaseEnd.EXPIRED
+        if end is not None:
+            self._answer_over(report, end, None, token)
             return
-        held = self._join(report, held, now)
-        self._take_report(held, report, now, now, None)
+        held = self._join(report, held, None, now)
+        self._take_report(held, report, None, now, None)
         self._waiting_acquires[holder] = (held, token, now + ACQUIRE_WAIT_SECONDS)
 
     def release(self, release: messages.Release, now: float, *, token: int | None = None) -> None:
@@ -391,8 +455,8 @@ class BudgetMachine:
         if held is None or held.incarnation != release.incarnation:
             held = book.ghosts.get((release.holder, release.incarnation))
         if held is not None and release.lease_id in (0, held.lease_id):
-            book.drop(held)
-            book.strand(self._left_behind(held, release.holdings, now), now)
+            parts = self._left_behind(held, release.holdings, now)
+            self._drop(held, messages.LeaseEnd.RELEASED, parts, now)
             self.rebalancer.must_divide = True
             self._journal("RELEASED", held)
         if token is not None:
@@ -422,19 +486,28 @@ class BudgetMachine:
         """A death certificate: that process is gone, and nobody else spends its leases."""
         for held in self.book.all_leases():
             if held.process == process:
-                self._lose(held, now, now, is_certified=True)
+                self._lose(held, now, now, None)
                 self._journal("DIED", held, cause=f"process {process.pid} exited")
 
-    def _lose(self, held: Lease, end: float, now: float, *, is_certified: bool) -> None:
-        self.book.drop(held)
-        self.book.strand(leases.strand_lost(held, self.book.rules, end, is_certified=is_certified), now)
+    def _lose(self, held: Lease, at: float, now: float, end: messages.LeaseEnd | None) -> None:
+        """A lease ends at `at` without its holder's word; `end` None: it is certified dead."""
+        parts = leases.strand_lost(held, self.book.rules, at, is_certified=end is None)
+        self._drop(held, end, parts, now)
         self.rebalancer.must_divide = True
+
+    def _drop(
+        self, held: Lease, end: messages.LeaseEnd | None, parts: list[leases.Stranded], now: float
+    ) -> None:
+        forget_at = max((part.until for part in parts), default=now)
+        self.book.drop(held, end, max(forget_at, now + self.spec.ttl_seconds * leases.TTL_FACTOR))
+        self.book.strand(parts, now)
 
     # Time
 
     def tick(self, now: float) -> None:
         """Let time pass: expiries, cooled units, recovery of limits, turns."""
         self._expire(now)
+        self.book.forget_departed(now)
         if self.book.next_return() <= now:
             self.book.release_stranded(now)
             self.rebalancer.must_divide = True
@@ -458,14 +531,11 @@ class BudgetMachine:
             if held.expires_at > now:
                 self._schedule_expiry(held)
                 continue
-            self._lose(held, held.expires_at, now, is_certified=False)
+            is_ghost = held.state is LeaseState.GHOST
+            end = messages.LeaseEnd.SUPERSEDED if is_ghost else messages.LeaseEnd.EXPIRED
+            self._lose(held, held.expires_at, now, end)
             self._journal("EXPIRED", held)
             if held.session is not None:
-                end = (
-                    messages.LeaseEnd.EXPIRED
-                    if held.state is not LeaseState.GHOST
-                    else messages.LeaseEnd.SUPERSEDED
-                )
                 self._out.append(effects.Send(held.session, self._grant(held, end=end)))
 
     def _schedule_expiry(self, held: Lease) -> None:
@@ -497,6 +567,9 @@ class BudgetMachine:
         answers, self._answers = self._answers, []
         for answer in answers:
             if not self.book.is_outstanding(answer.held):
+                # Given back in the same batch: nobody but a unary caller still waits for a word.
+                if answer.token is not None:
+                    self._out.append(effects.Reply(answer.token, None))
                 continue
             if not answer.is_repeat and self.rebalancer.settle(self.book, answer.held):
                 self._note_shares(answer.held, now)
@@ -537,6 +610,8 @@ class BudgetMachine:
         if end is None and held.terms_version != self._terms_version:
             held.terms_version = self._terms_version
             terms = self._terms_for(held.holder)
+            safe = self._safe_of(held.holder)
+            held.safe = tuple(map(max, held.safe, safe)) if held.safe and safe else held.safe or safe
         return messages.Grant(
             budget=self.spec.name,
             holder=held.holder,

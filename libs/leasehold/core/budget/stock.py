@@ -213,19 +213,23 @@ class RateStock:
             self._grow(cap)
 
     def _shrink(self, cap: int) -> None:
+        """Exact, so that `held` never grows by a rounding, nor by a debt: of a debt nothing can be given up."""
         delta, whole = self.cap - cap, self.cap
-        left = delta
+        free = max(0, self.free) * delta // whole
+        self.free -= free
+        left, total = delta - free, whole - self.free - free
+        busy = self.in_use - self.owed
+        taken = busy * left // total if total else 0
+        self.owed += taken
+        left, total = left - taken, total - busy
         for slot in range(_RING):
             kept = self._kept[slot]
-            if kept > 0:
-                taken = kept * delta // whole
+            if kept > 0 and left:
+                taken = kept * left // total
                 self._kept[slot] = kept - taken
                 self._returning[slot] += taken
                 self.returning += taken
-                left -= taken
-        taken = (self.in_use - self.owed) * delta // whole
-        self.owed += taken
-        self.free -= left - taken
+                left, total = left - taken, total - kept
         self.level = self.level * cap / whole
         self.cap = cap
 
@@ -256,6 +260,9 @@ class RateStock:
 
     def seconds_until(self, cost: int, now: float) -> float:
         """Seconds until `cost` can be admitted if nothing else happens; infinity if time is not enough."""
+        if self.credit_max is not None and cost > max(self.credit_max, self.burst):
+            # It goes into debt, which waits for the answer to a report.
+            return float("inf")
         pace_seconds = 0.0
         wanted = min(float(cost), self.burst)
         if self.level < wanted:
