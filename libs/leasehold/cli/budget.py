@@ -1,322 +1,331 @@
-"""`leasehold budget`: define, read and rehearse budgets."""
+"""`leasehold budget`: define, read and rehearse budgets.
 
-import json
-import pathlib
-import sys
+gRPC and the messages are imported by the commands that call, so that `plan`, help and completion stay quick.
+"""
+
+import contextlib
+import itertools
+import shutil
+import uuid
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from leasehold.cli import output
+from leasehold.cli import documents, options, output
 from leasehold.core import errors
-from leasehold.core.budget import plan as plans
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-Addr = Annotated[
-    str | None,
-    typer.Option("--addr", help="Allocators, host:port[,host:port] (LEASEHOLD_ADDR; 127.0.0.1:7400)"),
-]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait for an answer", min=0.1)]
-Output = Annotated[output.Format, typer.Option("-o", "--output", help="table, json, yaml or name")]
-Name = Annotated[str, typer.Argument(help="The budget's name")]
+BUDGETS_PAGE_SIZE = 250
+LEDGER_PAGE_SIZE = 1000
 
-TIMEOUT_SECONDS = 5.0
-TABLE = output.Format.TABLE
-
-#: Dimension -> its name within utilization_ratio.
-RATIO_NAMES = {
-    "max_concurrent_requests": "concurrent",
-    "rpm_limit": "rpm",
-    "tpm_limit": "tpm",
-    "num_workers": "workers",
-}
-
-
-def _target(addr: str | None, timeout_seconds: float) -> Any:
-    # gRPC is imported only by the commands that call: `plan` and completion stay quick.
-    from leasehold.cli import connection
-
-    return connection.Target.of(addr, timeout_seconds)
+TABLE, JSON, YAML, NAME = output.Format.TABLE, output.Format.JSON, output.Format.YAML, output.Format.NAME
 
 
 @app.command()
 def apply(
     file: Annotated[str, typer.Option("-f", "--file", help="YAML file of budgets, - for standard input")],
-    addr: Addr = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    form: Output = TABLE,
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
 ) -> None:
-    """Create or change the budgets of a file. The whole file is checked before anything is changed."""
+    """Create or change budgets, by a YAML file.
+
+    The whole file is checked before anything is changed. Budgets that it does not name stay as they are.
+    """
+    specs = documents.read_budgets(file)
     from leasehold.api.budget.v1 import budget_service_pb2 as wire
-    from leasehold.cli import documents
+    from leasehold.cli import connection
     from leasehold.rpc import budget_codec
 
-    specs = documents.read_budgets(file)
-    target = _target(addr, timeout)
     applied: list[dict[str, Any]] = []
-    for spec in specs:
-        request = wire.PutBudgetRequest(budget=budget_codec.encode_budget(spec))
-        stored = target.call("PutBudget", request).budget
-        applied.append({"name": stored.name, "version": stored.version})
-    if form is output.Format.NAME:
-        print("\n".join(item["name"] for item in applied))
+    with connection.connect(addr, timeout) as allocator:
+        for spec in specs:
+            request = wire.PutBudgetRequest(budget=budget_codec.encode_budget(spec), request_id=_request_id())
+            try:
+                stored = allocator.call("PutBudget", request).budget
+            except errors.LeaseholdError:
+                if applied:
+                    done = ", ".join(item["name"] for item in applied)
+                    output.say(f"leasehold: {spec.name} was not applied; before it were {done}")
+                raise
+            applied.append({"name": stored.name, "version": stored.version})
+    if form is NAME:
+        output.lines([item["name"] for item in applied])
     elif form is TABLE:
-        for item in applied:
-            print(f"budget {item['name']} applied, version {item['version']}")
+        output.lines([f"budget {item['name']} applied, version {item['version']}" for item in applied])
     else:
         output.data(applied, form)
 
 
 @app.command(name="list")
-def list_budgets(addr: Addr = None, timeout: Timeout = TIMEOUT_SECONDS, form: Output = TABLE) -> None:
-    """List the budgets."""
-    from leasehold.api.budget.v1 import budget_service_pb2 as wire
-    from leasehold.cli import documents
+def list_budgets(
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
+) -> None:
+    """List the budgets, by name."""
+    from leasehold.cli import connection, tables
 
-    target = _target(addr, timeout)
-    budgets: list[Any] = []
+    with connection.connect(addr, timeout) as allocator:
+        budgets = list(_budgets(allocator))
+    if form is NAME:
+        output.lines([budget.name for budget in budgets])
+    elif form is not TABLE:
+        output.data([documents.budget(budget) for budget in budgets], form)
+    elif budgets:
+        tables.budgets(budgets)
+    else:
+        output.say("there are no budgets; `leasehold budget apply -f FILE` makes some")
+
+
+def _budgets(allocator: Any) -> Iterator[Any]:
+    from leasehold.api.budget.v1 import budget_service_pb2 as wire
+
     token = ""
     while True:
-        page = target.call("ListBudgets", wire.ListBudgetsRequest(page_token=token))
-        budgets.extend(page.budgets)
+        request = wire.ListBudgetsRequest(page_size=BUDGETS_PAGE_SIZE, page_token=token)
+        page = allocator.call("ListBudgets", request)
+        yield from page.budgets
         token = page.next_page_token
         if not token:
-            break
-    if form is output.Format.NAME:
-        print("\n".join(budget.name for budget in budgets))
-    elif form is TABLE:
-        rows = [
-            [
-                budget.name,
-                documents.policy_name(budget),
-                " ".join(f"{d.name}={output.number(d.limit)}" for d in budget.dimensions),
-                str(budget.expected_workers),
-                str(budget.version),
-            ]
-            for budget in budgets
-        ]
-        output.table(["NAME", "POLICY", "LIMITS", "EXPECTED WORKERS", "VERSION"], rows)
-    else:
-        output.data([documents.budget_document(budget) for budget in budgets], form)
+            return
 
 
 @app.command()
-def get(name: Name, addr: Addr = None, timeout: Timeout = TIMEOUT_SECONDS, form: Output = TABLE) -> None:
-    """Print a budget's definition, as `apply` takes it (yaml), and its limits in force."""
-    from leasehold.api.budget.v1 import budget_service_pb2 as wire
-    from leasehold.cli import documents
+def get(
+    name: options.Budget,
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
+) -> None:
+    """Print a budget's definition and its limits in force.
 
-    answer = _target(addr, timeout).call("GetBudget", wire.GetBudgetRequest(name=name))
-    if form is output.Format.NAME:
-        print(answer.budget.name)
+    With -o yaml it is the definition alone, as `apply` takes it.
+    """
+    from leasehold.api.budget.v1 import budget_service_pb2 as wire
+    from leasehold.cli import connection, tables
+
+    _check_budget_name(name)
+    with connection.connect(addr, timeout) as allocator:
+        answer = allocator.call("GetBudget", wire.GetBudgetRequest(name=name))
+    if form is NAME:
+        output.lines([answer.budget.name])
     elif form is TABLE:
-        rows = [
-            [
-                d.name,
-                documents.kind_name(d),
-                output.number(d.limit),
-                output.number(answer.limits_in_force.get(d.name)),
-            ]
-            for d in answer.budget.dimensions
-        ]
-        print(f"budget {name}, policy {documents.policy_name(answer.budget)}, version {answer.budget.version}")
-        output.table(["DIMENSION", "KIND", "LIMIT", "IN FORCE"], rows, right=["LIMIT", "IN FORCE"])
-    elif form is output.Format.YAML:
-        output.data({"budgets": [documents.budget_document(answer.budget)]}, form)
+        tables.budget(answer)
+    elif form is YAML:
+        output.data({"budgets": [documents.budget(answer.budget)]}, form)
     else:
-        document = documents.budget_document(answer.budget)
-        output.data({**document, "limits_in_force": dict(answer.limits_in_force)}, form)
+        in_force = {d.name: answer.limits_in_force.get(d.name) for d in answer.budget.dimensions}
+        extra = {"version": answer.budget.version, "limits_in_force": in_force}
+        output.data({**documents.budget(answer.budget), **extra}, form)
 
 
 @app.command()
-def delete(name: Name, addr: Addr = None, timeout: Timeout = TIMEOUT_SECONDS) -> None:
-    """Delete a budget: every lease of it ends."""
+def delete(
+    name: options.Budget, addr: options.Addr = None, timeout: options.Timeout = options.TIMEOUT_SECONDS
+) -> None:
+    """Delete a budget; every lease of it ends."""
     from leasehold.api.budget.v1 import budget_service_pb2 as wire
+    from leasehold.cli import connection
 
-    _target(addr, timeout).call("DeleteBudget", wire.DeleteBudgetRequest(name=name))
-    print(f"budget {name} deleted")
+    _check_budget_name(name)
+    with connection.connect(addr, timeout) as allocator:
+        allocator.call("DeleteBudget", wire.DeleteBudgetRequest(name=name, request_id=_request_id()))
+    output.lines([f"budget {name} deleted"])
 
 
 @app.command()
 def status(
-    name: Name,
-    worker: Annotated[str, typer.Option("--worker", help="A worker's id; default: the first active")] = "",
-    addr: Addr = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    form: Output = TABLE,
+    name: options.Budget,
+    worker: Annotated[str, typer.Option("--worker", help="A worker's id; else the first active one")] = "",
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
 ) -> None:
     """Print one worker's view of a budget: its base, what it has now, and the ratio."""
     from leasehold.api.budget.v1 import budget_service_pb2 as wire
+    from leasehold.cli import connection, tables
 
-    request = wire.GetBudgetStatusRequest(budget=name, worker_id=worker)
-    document = status_document(_target(addr, timeout).call("GetBudgetStatus", request))
-    if form is output.Format.NAME:
-        print(document["worker_id"] or "")
-    elif form is not TABLE:
-        output.data(document, form)
+    _check_budget_name(name)
+    if worker:
+        _check_holder_name(worker, "worker")
+    with connection.connect(addr, timeout) as allocator:
+        request = wire.GetBudgetStatusRequest(budget=name, worker_id=worker)
+        document = documents.status(allocator.call("GetBudgetStatus", request))
+    if form is NAME:
+        output.lines([document["worker_id"]] if document["worker_id"] else [])
+    elif form is TABLE:
+        tables.status(document)
     else:
-        shown = document["worker_id"] or "nobody is active; the base is shown"
-        active = ", ".join(document["active_worker_ids"]) or "none"
-        print(f"worker: {shown}")
-        print(
-            f"workers: {document['total_workers']} registered, {document['active_workers']} active ({active})"
-        )
-        if not document["is_scaling_enabled"]:
-            print("scaling is off: everyone stays at its base")
-        rows = [
-            [
-                dimension,
-                output.number(base),
-                output.number(document["current_allocation"][dimension]),
-                output.number(document["utilization_ratio"][RATIO_NAMES.get(dimension, dimension)]),
-            ]
-            for dimension, base in document["base_allocation"].items()
-            if base is not None
-        ]
-        output.table(["DIMENSION", "BASE", "NOW", "NOW/BASE"], rows, right=["BASE", "NOW", "NOW/BASE"])
-
-
-def status_document(answer: Any) -> dict[str, Any]:
-    """The status as programs know it, with exactly these keys."""
-    names = [*RATIO_NAMES, *sorted(n for n in answer.base_allocation.amounts if n not in RATIO_NAMES)]
-
-    def amounts(allocation: Any) -> dict[str, float | None]:
-        return {name: allocation.amounts.get(name) if name in allocation.amounts else None for name in names}
-
-    ratio = amounts(answer.utilization_ratio)
-    return {
-        "worker_id": answer.worker_id if answer.HasField("worker_id") else None,
-        "total_workers": answer.total_workers,
-        "active_workers": answer.active_workers,
-        "active_worker_ids": list(answer.active_worker_ids),
-        "is_scaling_enabled": answer.is_scaling_enabled,
-        "base_allocation": amounts(answer.base_allocation),
-        "current_allocation": amounts(answer.current_allocation),
-        "utilization_ratio": {RATIO_NAMES.get(name, name): value for name, value in ratio.items()},
-    }
+        output.data(document, form)
 
 
 @app.command()
 def watch(
-    name: Name,
-    count: Annotated[int, typer.Option(help="Stop after so many states; 0: never", min=0)] = 0,
-    addr: Addr = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    form: Output = TABLE,
+    name: options.Budget,
+    count: Annotated[int, typer.Option(help="End after so many states; 0: never", min=0)] = 0,
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
 ) -> None:
-    """Follow a budget: its holders and what each has, now and at each change, until Ctrl-C."""
+    """Follow a budget: its holders and what each has, now and at each change, until Ctrl-C.
+
+    With -o json each state is one line, with -o yaml one document.
+    """
     from leasehold.api.budget.v1 import budget_service_pb2 as wire
-    from leasehold.cli import documents
+    from leasehold.cli import connection
 
-    seen = 0
+    _check_budget_name(name)
+    request = wire.WatchBudgetRequest(budget=name)
+    with (
+        connection.connect(addr, timeout) as allocator,
+        contextlib.closing(allocator.follow("WatchBudget", request)) as following,
+    ):
+        states = itertools.islice(following, count or None)
+        if form is TABLE and output.is_terminal():
+            _repaint(states)
+            return
+        for state in states:
+            _print_state(state, form)
 
-    def take(state: Any) -> None:
-        nonlocal seen
-        seen += 1
-        documents.print_state(state, form)
-        if count and seen >= count:
-            raise typer.Exit
 
-    _target(addr, timeout).follow("WatchBudget", wire.WatchBudgetRequest(budget=name), take)
+def _repaint(states: Iterator[Any]) -> None:
+    """Show the last state in place, on a terminal."""
+    import rich.console
+    import rich.live
+    import rich.text
+    from leasehold.cli import tables
+
+    with rich.live.Live(console=rich.console.Console(highlight=False), auto_refresh=False) as screen:
+        for state in states:
+            text = tables.state(state, width=shutil.get_terminal_size().columns)
+            screen.update(rich.text.Text(text, no_wrap=True, overflow="crop"), refresh=True)
+
+
+def _print_state(state: Any, form: output.Format) -> None:
+    from leasehold.cli import tables
+
+    if form is NAME:
+        output.lines([" ".join(view.holder for view in state.holders)])
+    elif form is TABLE:
+        output.lines([tables.state(state), ""])
+    else:
+        output.stream_item(documents.message(state), form)
 
 
 @app.command()
 def explain(
-    name: Name,
-    holder: Annotated[str, typer.Argument(help="The holder's name")],
-    addr: Addr = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    form: Output = TABLE,
+    name: options.Budget,
+    holder: Annotated[str, typer.Argument(metavar="HOLDER", help="The holder's name, as `watch` shows it")],
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
 ) -> None:
     """Say why a holder has what it has, with the numbers, and what happened to it last."""
     from leasehold.api.budget.v1 import budget_service_pb2 as wire
-    from leasehold.cli import documents
+    from leasehold.cli import connection, tables
 
-    request = wire.ExplainLeaseRequest(budget=name, holder=holder)
-    answer = _target(addr, timeout).call("ExplainLease", request)
-    if form is not TABLE:
-        output.data(documents.message_document(answer), form)
-        return
-    activity = "active" if answer.holder.is_active else "idle"
-    print(
-        f"{holder}: {documents.state_name(answer.holder)}, {activity}, "
-        f"lease for {answer.holder.expires_in.ToMilliseconds() / 1000:.1f} s more"
-    )
-    output.table(
-        ["DIMENSION", "HAS", "WHY"],
-        [[d.dimension, output.number(d.amount), d.reason] for d in answer.dimensions],
-        right=["HAS"],
-    )
-    for event in answer.story:
-        print(f"  {event}")
+    _check_budget_name(name)
+    _check_holder_name(holder, "holder")
+    with connection.connect(addr, timeout) as allocator:
+        answer = allocator.call("ExplainLease", wire.ExplainLeaseRequest(budget=name, holder=holder))
+    if form is NAME:
+        output.lines([answer.holder.holder])
+    elif form is TABLE:
+        tables.explanation(holder, answer)
+    else:
+        output.data(documents.message(answer), form)
 
 
 @app.command()
 def plan(
     file: Annotated[str, typer.Option("-f", "--file", help="JSON document, - for standard input")] = "-",
-    form: Output = output.Format.JSON,
+    form: options.Output = JSON,
 ) -> None:
-    """Rehearse a division: policy, limits and holders in, grants and reasons out. Needs no server."""
-    try:
-        text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text("utf-8")
-        document = json.loads(text, object_pairs_hook=_unique)
-    except OSError as error:
-        raise errors.InvalidArgument(f"{file}: {error.strerror}", field="file") from error
-    except ValueError as error:
-        raise errors.InvalidArgument(f"the document is not JSON: {error}", field="document") from error
-    answer = plans.run(plans.parse(document))
-    if form is TABLE:
-        rows = [
-            [holder, dimension, output.number(amount), reason]
-            for holder, amounts in answer["grants"].items()
-            for (dimension, amount), reason in zip(amounts.items(), answer["reasons"][holder], strict=True)
-        ]
-        output.table(["HOLDER", "DIMENSION", "GETS", "WHY"], rows, right=["GETS"])
-    elif form is output.Format.NAME:
-        print("\n".join(answer["grants"]))
+    """Rehearse a division: policy, limits and holders in, grants and reasons out. Needs no server.
+
+    Only the limits are required: {"policy": "max_min", "limits": {"rpm_limit": 120}, "expected_workers": 4,
+    "integer": ["num_workers"], "holders": [{"name": "a", "active": true, "weight": 1, "priority": 0,
+    "demand": {"rpm_limit": 60}}]}. A demand left out is as much as the holder can get.
+    """
+    from leasehold.core.budget import plan as plans
+
+    answer = plans.run(plans.parse(documents.read_plan(file)))
+    if form is NAME:
+        output.lines(list(answer["grants"]))
+    elif form is TABLE:
+        from leasehold.cli import tables
+
+        tables.plan(answer)
     else:
         output.data(answer, form)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; a key given twice is a mistake that must not pass in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
-        raise errors.InvalidArgument(f"the key {twice!r} is given twice in one object", field=twice)
-    return found
-
-
 @app.command()
 def ledger(
-    name: Annotated[str, typer.Argument(help="A budget; left out: every budget")] = "",
+    name: options.AnyBudget = "",
     holder: Annotated[str, typer.Option("--holder", help="Only this holder")] = "",
     limit: Annotated[
         int, typer.Option("--limit", help="At most so many, newest first", min=1, max=100_000)
     ] = 50,
-    addr: Addr = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    form: Output = TABLE,
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
 ) -> None:
-    """Print the history of leases, newest first, as Postgres has it."""
-    from leasehold.api.budget.v1 import budget_service_pb2 as wire
-    from leasehold.cli import documents
+    """Print the history of leases, newest first, as Postgres has it.
 
-    target = _target(addr, timeout)
+    The history of a budget stays when the budget is deleted.
+    """
+    from leasehold.api.budget.v1 import budget_service_pb2 as wire
+    from leasehold.cli import connection, tables
+
+    if name:
+        _check_budget_name(name)
+    if holder:
+        _check_holder_name(holder, "holder")
+    with connection.connect(addr, timeout) as allocator:
+        entries = _ledger_entries(allocator, name, holder, limit)
+        if name and not entries:  # a mistyped name must not look like a quiet budget
+            allocator.call("GetBudget", wire.GetBudgetRequest(name=name))
+    if form is NAME:
+        output.lines([str(entry.id) for entry in entries])
+    elif form is not TABLE:
+        output.data([documents.message(entry) for entry in entries], form)
+    elif entries:
+        tables.ledger(entries, has_budget=bool(name))
+    else:
+        output.say("nothing is in the ledger yet")
+
+
+def _ledger_entries(allocator: Any, name: str, holder: str, limit: int) -> list[Any]:
+    from leasehold.api.budget.v1 import budget_service_pb2 as wire
+
     entries: list[Any] = []
     token = ""
     while len(entries) < limit:
-        size = min(1000, limit - len(entries))
+        size = min(LEDGER_PAGE_SIZE, limit - len(entries))
         request = wire.ListLedgerEntriesRequest(budget=name, holder=holder, page_size=size, page_token=token)
-        page = target.call("ListLedgerEntries", request)
+        page = allocator.call("ListLedgerEntries", request)
         entries.extend(page.entries)
         token = page.next_page_token
         if not token:
             break
-    if form is TABLE:
-        rows = [documents.ledger_row(entry) for entry in entries]
-        output.table(["TIME", "BUDGET", "EVENT", "HOLDER", "AMOUNTS", "CAUSE"], rows)
-    elif form is output.Format.NAME:
-        print("\n".join(str(entry.id) for entry in entries))
-    else:
-        output.data([documents.message_document(entry) for entry in entries], form)
+    return entries
+
+
+def _request_id() -> str:
+    """A call may be sent twice, where an answer is lost; the second is then recognized."""
+    return uuid.uuid4().hex
+
+
+def _check_budget_name(name: str) -> None:
+    from leasehold.core.budget import model
+
+    model.checked_budget_name(name, field_name="budget")
+
+
+def _check_holder_name(name: str, field: str) -> None:
+    from leasehold.core.budget import model
+
+    model.checked_holder_name(name, field_name=field)

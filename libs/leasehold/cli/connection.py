@@ -1,80 +1,135 @@
-"""Calling the allocator's leader from a command."""
+"""Calling the allocators' leader from a command."""
 
 import asyncio
 import os
 import pathlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator, Generator, Sequence
+from types import TracebackType
+from typing import Any, Self
 
 import grpc
 from leasehold.api.budget.v1 import budget_service_pb2_grpc
 from leasehold.core import errors
+from leasehold.rpc import addresses as rpc_addresses
 from leasehold.rpc import channel as channels
 from leasehold.rpc import errors as rpc_errors
 from leasehold.rpc import leader, tls
 
+ADDRESSES_VARIABLE = "LEASEHOLD_ADDR"
 DEFAULT_ADDRESS = "127.0.0.1:7400"
-TIMEOUT_SECONDS = 5.0
+RETRY_SECONDS = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which allocators to ask, how, and for how long."""
+def connect(given: str | None, timeout_seconds: float) -> "Allocator":
+    """The allocators of --addr, else of LEASEHOLD_ADDR, else the default; TLS by LEASEHOLD_TLS_*_FILE.
 
-    addresses: Sequence[str]
-    tls_files: tls.TlsFiles | None = None
-    timeout_seconds: float = TIMEOUT_SECONDS
+    Raises `InvalidArgument` for an address that is none.
+    """
+    setting = "--addr" if given is not None else ADDRESSES_VARIABLE
+    text = given if given is not None else os.environ.get(ADDRESSES_VARIABLE, "").strip() or DEFAULT_ADDRESS
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise errors.InvalidArgument(f"{setting}: no address is given", field=setting)
+    return Allocator(
+        [str(rpc_addresses.parse(part, setting=setting)) for part in parts], timeout_seconds=timeout_seconds
+    )
 
-    @classmethod
-    def of(cls, given: str | None, timeout_seconds: float) -> "Target":
-        """From --addr, else LEASEHOLD_ADDR, else the default; TLS files from LEASEHOLD_TLS_*_FILE."""
-        text = given or os.environ.get("LEASEHOLD_ADDR") or DEFAULT_ADDRESS
-        addresses = [part.strip() for part in text.split(",") if part.strip()]
-        if not addresses:
-            raise errors.InvalidArgument("--addr: no address is given", field="addr")
-        return cls(addresses, _tls_files(), timeout_seconds)
+
+class Allocator:
+    """BudgetService of whichever allocator leads, for blocking callers; a context manager.
+
+    `timeout_seconds` bounds each call, and how long `follow` goes without a leader. TLS files are taken from
+    the environment. Not for use inside an event loop.
+    """
+
+    def __init__(self, addresses: Sequence[str], *, timeout_seconds: float) -> None:
+        self._addresses = addresses
+        self._timeout_seconds = timeout_seconds
+        self._tls_files = _tls_files()
+        self._leader = leader.LeaderChannel(addresses, tls_files=self._tls_files)
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._runner:
+            self._runner.run(self._leader.close())
 
     def call(self, method: str, request: Any) -> Any:
-        """Call a unary method of BudgetService on the leader; raises core errors."""
-        return leader.call_leader(
-            self.addresses,
-            lambda channel: getattr(budget_service_pb2_grpc.BudgetServiceStub(channel), method),
-            request,
-            tls_files=self.tls_files,
-            timeout_seconds=self.timeout_seconds,
-        )
+        """Call a unary method, which must be idempotent; returns its response.
 
-    def follow(self, method: str, request: Any, take: Callable[[Any], None]) -> None:
-        """Read a stream of the leader for ever, across leader changes; `take` gets each message."""
-        asyncio.run(self._follow(method, request, take))
+        Raises what the leader answers, as core errors: `PostgresUnavailable` where it needs a Postgres that is
+        away. `Unavailable` if no leader answers in time.
+        """
+        try:
+            return self._runner.run(
+                self._leader.call(
+                    lambda channel: getattr(budget_service_pb2_grpc.BudgetServiceStub(channel), method),
+                    request,
+                    timeout_seconds=self._timeout_seconds,
+                )
+            )
+        except errors.DeadlineExceeded as error:
+            raise errors.Unavailable(
+                f"{self._leader.leader_address} did not answer within {self._timeout_seconds:g} s"
+            ) from error
+        except errors.Unavailable as error:
+            # The leader did answer; that a part of it is away tells more.
+            if isinstance(error.__cause__, errors.PostgresUnavailable | errors.EtcdUnavailable):
+                raise error.__cause__ from error
+            raise
 
-    async def _follow(self, method: str, request: Any, take: Callable[[Any], None]) -> None:
-        addresses = list(self.addresses)
-        deadline = asyncio.get_running_loop().time() + self.timeout_seconds
+    def follow(self, method: str, request: Any) -> Generator[Any, None, None]:
+        """The messages of a server stream, without an end: across leader changes, as `call` finds leaders.
+
+        Raises `Unavailable` if there is no leader for `timeout_seconds`, and what the leader answers.
+        """
+        messages = self._messages(method, request)
+
+        async def following() -> Any:
+            return await anext(messages)
+
+        try:
+            while True:
+                yield self._runner.run(following())
+        finally:
+            self._runner.run(messages.aclose())
+
+    async def _messages(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
+        loop = asyncio.get_running_loop()
+        untried = list(self._addresses)
+        deadline = loop.time() + self._timeout_seconds
         while True:
-            address = addresses.pop(0)
+            address = untried.pop(0)
+            failure: errors.LeaseholdError = errors.Unavailable(f"{address} ended the stream")
+            is_answered = False
             try:
-                async for message in self._stream(address, method, request):
-                    deadline = asyncio.get_running_loop().time() + self.timeout_seconds
-                    take(message)
-                failure: errors.Unavailable = errors.Unavailable(f"{address} ended the stream")
-            except errors.Unavailable as error:
-                failure = error
-            hint = failure.leader_address if isinstance(failure, errors.NotLeader) else ""
-            addresses = [hint] if hint else [*addresses, *(a for a in self.addresses if a not in addresses)]
-            if asyncio.get_running_loop().time() > deadline:
-                raise failure
-            await asyncio.sleep(0.1)
-
-    async def _stream(self, address: str, method: str, request: Any) -> AsyncIterator[Any]:
-        async with channels.open_channel(address, tls_files=self.tls_files) as channel:
-            stub = budget_service_pb2_grpc.BudgetServiceStub(channel)
-            try:
-                async for message in getattr(stub, method)(request):
-                    yield message
+                async with channels.open_channel(address, tls_files=self._tls_files) as channel:
+                    stub = budget_service_pb2_grpc.BudgetServiceStub(channel)
+                    call = getattr(stub, method)(request)
+                    async with asyncio.timeout_at(deadline):
+                        message = await call.read()
+                    while message is not grpc.aio.EOF:
+                        is_answered = True
+                        yield message
+                        message = await call.read()
+            except TimeoutError:
+                failure = errors.Unavailable(f"{address} did not answer within {self._timeout_seconds:g} s")
             except grpc.RpcError as error:
-                raise rpc_errors.from_rpc_error(error) from error
+                failure = rpc_errors.from_rpc_error(error)
+            if not isinstance(failure, errors.Unavailable):
+                raise failure
+            if is_answered:  # only now there is no leader
+                deadline = loop.time() + self._timeout_seconds
+            if loop.time() >= deadline:
+                raise failure
+            hint = failure.leader_address if isinstance(failure, errors.NotLeader) else ""
+            others = untried or [each for each in self._addresses if each != hint]
+            untried = [hint, *(each for each in others if each != hint)] if hint else others
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 def _tls_files() -> tls.TlsFiles | None:

@@ -1,95 +1,137 @@
-"""Between the wire and what commands read and print."""
+"""What commands read, and the documents that programs get: from text and from the wire."""
 
+import json
 import pathlib
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-from google.protobuf import json_format
-from leasehold.api.budget.v1 import budget_pb2
-from leasehold.api.budget.v1 import budget_service_pb2 as wire
-from leasehold.cli import output
 from leasehold.core import errors
-from leasehold.core.budget import codec, model
-from leasehold.rpc import budget_codec
-from leasehold.runtime import budgets_yaml
+
+#: Dimension -> its short name: in utilization_ratio, and in headings.
+SHORT_NAMES = {
+    "max_concurrent_requests": "concurrent",
+    "rpm_limit": "rpm",
+    "tpm_limit": "tpm",
+    "num_workers": "workers",
+}
 
 
-def read_budgets(file: str) -> tuple[model.BudgetSpec, ...]:
-    """The budgets of a YAML file, or of standard input (`-`). Raises `InvalidArgument`, naming the field."""
+def read_text(file: str) -> str:
+    """The text of a file, or of standard input (`-`). Raises `InvalidArgument`, naming ``file``."""
     try:
-        text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text("utf-8")
+        if file != "-":
+            content = pathlib.Path(file).read_bytes()
+        elif sys.stdin is None:
+            raise errors.InvalidArgument("file: standard input is closed", field="file")
+        else:
+            content = sys.stdin.buffer.read()
+        return content.decode("utf-8")
     except OSError as error:
-        raise errors.InvalidArgument(f"{file}: {error.strerror}", field="file") from error
+        raise errors.InvalidArgument(f"file: {file}: {error.strerror}", field="file") from error
     except UnicodeDecodeError as error:
-        raise errors.InvalidArgument(f"{file}: is not UTF-8", field="file") from error
-    return budgets_yaml.parse(text)
+        raise errors.InvalidArgument(f"file: {file}: is not UTF-8", field="file") from error
+    except ValueError as error:  # a path with a NUL
+        raise errors.InvalidArgument(f"file: {file!r}: {error}", field="file") from error
 
 
-def budget_document(message: budget_pb2.Budget) -> dict[str, Any]:
-    """A definition with the keys of the budgets file, its version beside it."""
+def read_budgets(file: str) -> Any:
+    """The `model.BudgetSpec` of each budget in a YAML file, or of standard input (`-`).
+
+    Raises `InvalidArgument`, naming the field.
+    """
+    from leasehold.runtime import budgets_yaml
+
+    text = read_text(file)
+    try:
+        return budgets_yaml.parse(text)
+    except (ValueError, RecursionError) as error:  # a date of month 13, a list 3,000 deep
+        raise errors.InvalidArgument(f"budgets: not YAML that can be read: {error}", field="budgets") from error
+
+
+def read_plan(file: str) -> Any:
+    """The JSON value of a file, or of standard input (`-`). Raises `InvalidArgument`, naming the field."""
+    text = read_text(file)
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise errors.InvalidArgument("document: is nested too deeply", field="document") from error
+    except ValueError as error:
+        raise errors.InvalidArgument(f"document: is not JSON: {error}", field="document") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key given twice is a mistake that must not pass in silence."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise errors.InvalidArgument(f"the key {name[:60]!r} is given twice in one object", field=name)
+        found[name] = value
+    return found
+
+
+def budget(message: Any) -> dict[str, Any]:
+    """A definition with the keys of the budgets file, defaults written out."""
+    from leasehold.core.budget import codec
+    from leasehold.rpc import budget_codec
+
     return codec.encode_budget(budget_codec.decode_budget(message))
 
 
-def policy_name(message: budget_pb2.Budget) -> str:
-    """Such as `active_share`."""
-    return budget_codec.decode_policy(message.policy).value
+def status(answer: Any) -> dict[str, Any]:
+    """One worker's view with exactly the keys that programs know.
 
+    The four standard dimensions are always there, null where the budget has no such one; the user's own follow.
+    """
+    own = sorted(name for name in answer.base_allocation.amounts if name not in SHORT_NAMES)
+    names = [*SHORT_NAMES, *own]
 
-def kind_name(dimension: budget_pb2.Dimension) -> str:
-    """Such as `rate / 60 s`."""
-    kind = budget_pb2.DimensionKind.Name(dimension.kind).removeprefix("DIMENSION_KIND_").lower()
-    if dimension.HasField("window"):
-        return f"{kind} / {output.number(dimension.window.ToMilliseconds() / 1000)} s"
-    return kind
+    def amounts(allocation: Any) -> dict[str, float | None]:
+        return {name: allocation.amounts.get(name) for name in names}
 
-
-def state_name(view: wire.HolderView) -> str:
-    """Such as `live`."""
-    return wire.HolderState.Name(view.state).removeprefix("HOLDER_STATE_").lower()
-
-
-def message_document(message: Any) -> dict[str, Any]:
-    """A message with the names of its .proto, as JSON-able data."""
-    return json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    ratio = amounts(answer.utilization_ratio)
+    return {
+        "worker_id": answer.worker_id if answer.HasField("worker_id") else None,
+        "total_workers": answer.total_workers,
+        "active_workers": answer.active_workers,
+        "active_worker_ids": list(answer.active_worker_ids),
+        "is_scaling_enabled": answer.is_scaling_enabled,
+        "base_allocation": amounts(answer.base_allocation),
+        "current_allocation": amounts(answer.current_allocation),
+        "utilization_ratio": {SHORT_NAMES.get(name, name): value for name, value in ratio.items()},
+    }
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Dimensions as people expect them: the standard four first, the user's own by name."""
     present = set(names)
-    standard = [name for name in model.STANDARD_KINDS if name in present]
+    standard = [name for name in SHORT_NAMES if name in present]
     return [*standard, *sorted(present.difference(standard))]
 
 
-def print_state(state: wire.WatchBudgetResponse, form: output.Format) -> None:
-    """One state of a watched budget."""
-    if form is output.Format.NAME:
-        print(" ".join(view.holder for view in state.holders), flush=True)
-        return
-    if form is not output.Format.TABLE:
-        output.line(message_document(state))
-        return
-    names = in_order(state.limits_in_force)
-    rows = [
-        [
-            view.holder,
-            state_name(view),
-            "yes" if view.is_active else "no",
-            *(f"{output.number(view.amounts.get(n))}/{output.number(view.bound.get(n))}" for n in names),
-        ]
-        for view in state.holders
-    ]
-    rows.append(["(pool)", "", "", *(output.number(state.pool[n]) for n in names)])
-    rows.append(["(limit)", "", "", *(output.number(state.limits_in_force[n]) for n in names)])
-    print(state.read_time.ToDatetime().strftime("%H:%M:%S.%f")[:-3], "UTC: has/counted")
-    output.table(["HOLDER", "STATE", "ACTIVE", *names], rows, right=names)
-    sys.stdout.flush()
+def message(answer: Any) -> dict[str, Any]:
+    """A message of the API with the names of its .proto, in protobuf's JSON form (64-bit numbers are texts).
+
+    Fields are in the order of the .proto, and the keys of a map, which are dimensions, as `in_order` has them.
+    """
+    from google.protobuf import json_format
+
+    document = json_format.MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return _ordered(document, answer.DESCRIPTOR)
 
 
-def ledger_row(entry: wire.LedgerEntry) -> list[str]:
-    """One line of the ledger's table."""
-    amounts = " ".join(f"{name}={output.number(entry.amounts[name])}" for name in in_order(entry.amounts))
-    time = entry.time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    return [time, entry.budget, entry.event, entry.holder, amounts, entry.cause]
+def _ordered(document: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    ordered: dict[str, Any] = {}
+    for field in descriptor.fields:
+        value = document.get(field.name)
+        if isinstance(value, dict) and field.message_type.GetOptions().map_entry:
+            value = {name: value[name] for name in in_order(value)}
+        elif isinstance(value, dict):
+            value = _ordered(value, field.message_type)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            value = [_ordered(item, field.message_type) for item in value]
+        if field.name in document:
+            ordered[field.name] = value
+    return ordered

@@ -3,7 +3,7 @@
 0   done
 1   refused or failed: the message says what to mend
 2   the command line itself is wrong
-3   no allocator could be reached, or none leads now: trying again may help
+3   no allocator could be reached, none leads now, or a part of it is away: trying again may help
 130 interrupted
 """
 
@@ -19,27 +19,43 @@ EXIT_FAILED = 1
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 refused or failed, the message says why; 2 wrong command line; "
+    "3 no allocator reached, trying again may help; 130 interrupted."
+)
+
 app = typer.Typer(
     name="leasehold",
     help="Lease API budgets, hosts and model servers to ML workers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no allocator reached, 130 interrupted.",
+    epilog=EXIT_CODES,
 )
-app.add_typer(budget.app, name="budget", help="Define, read and rehearse budgets.")
+app.add_typer(budget.app, name="budget", help="Define, read and rehearse budgets.", epilog=EXIT_CODES)
+
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER", help="Keeps everything; else $XDG_STATE_HOME/leasehold/up, in ~/.local/state"
+    ),
+]
 
 
 @app.command()
 def version(
-    form: Annotated[output.Format, typer.Option("-o", "--output", help="table or json")] = output.Format.TABLE,
+    form: Annotated[output.Format, typer.Option("-o", "--output", help="For people, or for programs")] = (
+        output.Format.TABLE
+    ),
 ) -> None:
     """Print the version."""
     import importlib.metadata
 
     found = importlib.metadata.version("leasehold")
     if form is output.Format.TABLE:
-        print(f"leasehold {found}")
+        output.lines([f"leasehold {found}"])
+    elif form is output.Format.NAME:
+        output.lines([found])
     else:
         output.data({"version": found, "python": sys.version.split()[0]}, form)
 
@@ -49,36 +65,50 @@ def version(
     add_help_option=False,
 )
 def allocator(context: typer.Context) -> None:
-    """Run an allocator; `leasehold allocator --help` lists its settings."""
+    """Run an allocator; --help lists its settings."""
     # A process of its own kind: it replaces this one, without the command line's imports.
     os.execv(sys.executable, [sys.executable, "-m", "leasehold.allocator", *context.args])  # noqa: S606
 
 
 @app.command()
 def up(
-    data_dir: Annotated[str | None, typer.Option(help="Folder that keeps everything")] = None,
-    port: Annotated[int, typer.Option(help="Port of the first allocator's gRPC API")] = 7400,
-    etcd_port: Annotated[int, typer.Option(help="Port of etcd's clients")] = 7479,
-    etcd_peer_port: Annotated[int, typer.Option(help="Port of etcd's peers")] = 7480,
-    postgres_port: Annotated[int, typer.Option(help="Port of Postgres")] = 7432,
+    data_dir: DataDir = None,
+    port: Annotated[int, typer.Option(help="Port of the first allocator's gRPC API", min=1, max=65535)] = 7400,
+    etcd_port: Annotated[int, typer.Option(help="Port of etcd's clients", min=1, max=65535)] = 7479,
+    etcd_peer_port: Annotated[int, typer.Option(help="Port of etcd's peers", min=1, max=65535)] = 7480,
+    postgres_port: Annotated[int, typer.Option(help="Port of Postgres", min=1, max=65535)] = 7432,
     allocators: Annotated[int, typer.Option(help="Replicas, on following ports", min=1, max=9)] = 1,
-    budgets: Annotated[str | None, typer.Option(help="YAML file of budgets, followed while it changes")] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="LEASEHOLD_BUDGETS_FILE",
+            help="YAML file of budgets, followed while it changes",
+        ),
+    ] = None,
 ) -> None:
-    """Start etcd, Postgres and an allocator on this machine, until Ctrl-C. Not for production."""
+    """Start etcd, Postgres and an allocator, until Ctrl-C.
+
+    All on this machine and on loopback; not for production. Your own servers are used instead where
+    LEASEHOLD_ETCD_ENDPOINTS (host:port,host:port) or LEASEHOLD_POSTGRES_DSN (a connection string) is set. A
+    new folder gets an example budget, llm-api, for WORKER_COUNT workers (4).
+    """
     from leasehold.cli import up as ups
 
-    ups.up(
-        ups.folder(data_dir),
-        ports=ups.Ports(port, etcd_port, etcd_peer_port, postgres_port),
-        replicas=allocators,
-        budgets_file=budgets,
-    )
+    try:
+        ups.up(
+            ups.folder(data_dir),
+            ports=ups.Ports(port, etcd_port, etcd_peer_port, postgres_port),
+            replicas=allocators,
+            budgets_file=budgets,
+        )
+    except errors.Unavailable as error:  # a part did not come up: that is no allocator out of reach
+        output.fail(error)
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 @app.command()
-def down(
-    data_dir: Annotated[str | None, typer.Option(help="Folder that was given to `leasehold up`")] = None,
-) -> None:
+def down(data_dir: DataDir = None) -> None:
     """Stop a running `leasehold up`, or end what a killed one left."""
     from leasehold.cli import up as ups
 
@@ -97,17 +127,12 @@ def run(arguments: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_FAILED
     except errors.Unavailable as error:
-        output.say(f"leasehold: {error.message}")
-        if not isinstance(error, errors.NotLeader):
-            output.say("leasehold: is an allocator running? --addr or LEASEHOLD_ADDR tells where")
+        is_unreached = type(error) is errors.Unavailable
+        output.fail(error, "; is one running? --addr or LEASEHOLD_ADDR tells where" if is_unreached else "")
         return EXIT_UNREACHABLE
     except errors.LeaseholdError as error:
-        output.say(f"leasehold: {error.message}")
+        output.fail(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader has enough (`leasehold ... | head`).
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return 0
     return 0

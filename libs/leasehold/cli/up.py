@@ -1,30 +1,40 @@
 """`leasehold up` and `leasehold down`: the whole system on one machine, for as long as the command runs."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 
+import typer
 from leasehold import devstack
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.cli import connection, documents, output
+from leasehold.client import environment
 from leasehold.core import errors
+from leasehold.core.budget import model
 from leasehold.devstack import ports as devports
 from leasehold.rpc import budget_codec
 from leasehold.runtime import budgets_yaml
 
 READY_SECONDS = 30.0
+READY_CALL_SECONDS = 1.0
+DEFINE_SECONDS = 10.0
 STOP_SECONDS = 30.0
-WATCH_SECONDS = 0.2
-ALLOCATOR_GRACE_SECONDS = 5.0
+LOOK_SECONDS = 0.2
 
+EXIT_INTERRUPTED = 130
 EXAMPLE = pathlib.Path(__file__).with_name("example-budgets.yaml")
+#: The embedded etcd is started with this bound; one of the user's has etcd's own default.
+ETCD_TXN_OPS_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,32 +46,54 @@ class Ports:
     etcd_peer: int
     postgres: int
 
+    def check(self, replicas: int) -> None:
+        """Raise `FailedPrecondition`, naming port, holder and flag, if an allocator's is taken.
 
-class _Stopped(Exception):
-    """SIGTERM or SIGINT arrived: no error, the user has asked to stop."""
+        `InvalidArgument` if another flag gives the same. The servers' ports are the stack's to check.
+        """
+        others = {
+            self.etcd: "--etcd-port",
+            self.etcd_peer: "--etcd-peer-port",
+            self.postgres: "--postgres-port",
+        }
+        for port in range(self.allocator, self.allocator + replicas):
+            if port in others:
+                raise errors.InvalidArgument(
+                    f"--port: an allocator's would be {port}, which is {others[port]} too", field="--port"
+                )
+            devports.check_free(port, "--port")
+
+    def addresses(self, replicas: int) -> list[str]:
+        """The allocators' gRPC addresses."""
+        return [f"{devports.HOST}:{self.allocator + number}" for number in range(replicas)]
 
 
 def folder(given: str | None) -> pathlib.Path:
-    """The data folder: the given one, else one of the user's own."""
+    """The data folder: the given one, else one of the user's own. Raises `InvalidArgument` if there is none."""
     if given is not None:
         return pathlib.Path(given).absolute()
-    state = os.environ.get("XDG_STATE_HOME") or pathlib.Path.home() / ".local" / "state"
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):  # as the XDG specification has it
+        try:
+            state = str(pathlib.Path.home() / ".local" / "state")
+        except RuntimeError as error:
+            raise errors.InvalidArgument(
+                "--data-dir: needed, you have no home folder", field="--data-dir"
+            ) from error
     return pathlib.Path(state) / "leasehold" / "up"
 
 
 def up(data_dir: pathlib.Path, *, ports: Ports, replicas: int, budgets_file: str | None) -> None:
-    """Start everything, say where it is, and stop it on SIGINT or SIGTERM.
+    """Start everything, say where it is, and stop it on SIGINT, SIGTERM or SIGHUP.
 
-    Raises `FailedPrecondition` for a folder in use or a port taken, `Unavailable` if a part does not come up or
-    ends by itself.
+    Raises `InvalidArgument` for a wrong setting, `FailedPrecondition` for a folder in use or a port taken,
+    `Unavailable` if a part does not come up or ends by itself. Stopped before all is up, it exits with 130.
     """
-    if budgets_file is not None:
-        documents.read_budgets(budgets_file)
+    examples = _budgets_to_define(budgets_file)
     owner = devstack.find_owner(data_dir)
     if owner is not None:
         raise errors.FailedPrecondition(f"already running, PID {owner.pid}, on {data_dir}")
-    for number in range(replicas):
-        devports.check_free(ports.allocator + number, "--port")
+    ports.check(replicas)
     stack = devstack.Stack(
         data_dir,
         announce=output.say,
@@ -69,32 +101,90 @@ def up(data_dir: pathlib.Path, *, ports: Ports, replicas: int, budgets_file: str
         etcd_peer_port=ports.etcd_peer,
         postgres_port=ports.postgres,
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    addresses = ports.addresses(replicas)
+    is_up = False
+    with _stop_signals() as stop:
+        try:
+            with stack:
+                try:
+                    children = _start_allocators(stack, addresses, budgets_file)
+                    _define(examples, addresses)
+                    _tell(data_dir, addresses, stack)
+                    is_up = True
+                    _wait_for_an_end(stop, stack, children)
+                finally:
+                    stop.ignore_more()
+        except _Stopped:
+            output.say(f"stopped; the data stay in {data_dir}")
+            if not is_up:
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal asks to stop. A KeyboardInterrupt, since event loops and pools let that one through."""
+
+
+class _StopSignals:
+    """Turns the first signal into `_Stopped`, raised wherever the main thread is; later ones are ignored."""
+
+    def __init__(self) -> None:
+        self.is_stopping = threading.Event()
+        self._before = {
+            number: before
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            # Under nohup a lost terminal is no reason to stop.
+            if (before := signal.getsignal(number)) is not signal.SIG_IGN or number is not signal.SIGHUP
+        }
+
+    def install(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._stop)
+
+    def ignore_more(self) -> None:
+        """A signal must not interrupt the stopping, which takes a few seconds at most."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
+    def restore(self) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.ignore_more()
+        self.is_stopping.set()
+        output.say("\nstopping ...")
+        raise _Stopped
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_StopSignals]:
+    signals = _StopSignals()
+    signals.install()
     try:
-        with stack:
-            children = _start_allocators(stack, ports, replicas, budgets_file)
-            _define_example(ports, budgets_file)
-            _tell(data_dir, ports, replicas, stack)
-            _wait_for_an_end(children)
-    except _Stopped:
-        output.say("stopped; the data stay in " + str(data_dir))
+        yield signals
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        signals.restore()
 
 
-def _stop(number: int, frame: object) -> None:
-    # A second signal must not interrupt the stopping.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    output.say("")
-    output.say("stopping ...")
-    raise _Stopped
+def _budgets_to_define(budgets_file: str | None) -> tuple[model.BudgetSpec, ...]:
+    """What an empty folder begins with: the example, for WORKER_COUNT workers; nothing where a file is given.
+
+    Raises `InvalidArgument` if the file or WORKER_COUNT is wrong.
+    """
+    worker_count = environment.worker_count()
+    if budgets_file is not None:
+        if budgets_file == "-":
+            raise errors.InvalidArgument("--budgets: a file is followed, which - is not", field="--budgets")
+        documents.read_budgets(budgets_file)
+        return ()
+    examples = budgets_yaml.parse(EXAMPLE.read_text(encoding="utf-8"))
+    if worker_count is None:
+        return examples
+    return tuple(dataclasses.replace(spec, expected_workers=worker_count) for spec in examples)
 
 
 def _start_allocators(
-    stack: devstack.Stack, ports: Ports, replicas: int, budgets_file: str | None
+    stack: devstack.Stack, addresses: list[str], budgets_file: str | None
 ) -> list[devstack.Child]:
     env = {
         **os.environ,
@@ -102,26 +192,24 @@ def _start_allocators(
         "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
     }
     if stack.etcd is not None:
-        # The embedded etcd is started with this bound; one of the user's has etcd's own default.
-        env["LEASEHOLD_ETCD_TXN_OPS_MAX"] = "4096"
+        env["LEASEHOLD_ETCD_TXN_OPS_MAX"] = str(ETCD_TXN_OPS_MAX)
     children: list[devstack.Child] = []
-    for number in range(replicas):
-        port = ports.allocator + number
-        command = [sys.executable, "-m", "leasehold.allocator", "--listen", f"127.0.0.1:{port}"]
+    for address in addresses:
+        command = [sys.executable, "-m", "leasehold.allocator", "--listen", address]
         if budgets_file is not None:
             command += ["--budgets-file", str(pathlib.Path(budgets_file).absolute())]
-        child = stack.spawn(f"allocator-{port}", command, env=env)
+        child = stack.spawn(f"allocator-{address.rpartition(':')[2]}", command, env=env)
         children.append(child)
-        target = connection.Target([f"127.0.0.1:{port}"], timeout_seconds=1.0)
-        child.wait_until(
-            functools.partial(_answers, target), timeout_seconds=READY_SECONDS, cancel=threading.Event()
-        )
+        with connection.Allocator([address], timeout_seconds=READY_CALL_SECONDS) as allocator:
+            child.wait_until(
+                functools.partial(_is_ready, allocator), timeout_seconds=READY_SECONDS, cancel=threading.Event()
+            )
     return children
 
 
-def _answers(target: connection.Target) -> bool:
+def _is_ready(allocator: connection.Allocator) -> bool:
     try:
-        target.call("ListBudgets", wire.ListBudgetsRequest(page_size=1))
+        allocator.call("ListBudgets", wire.ListBudgetsRequest(page_size=1))
     except errors.NotLeader as error:
         return bool(error.leader_address)
     except errors.LeaseholdError:
@@ -129,62 +217,87 @@ def _answers(target: connection.Target) -> bool:
     return True
 
 
-def _define_example(ports: Ports, budgets_file: str | None) -> None:
-    """Something to look at, unless there are budgets; WORKER_COUNT is who the base is computed for."""
-    target = connection.Target([f"127.0.0.1:{ports.allocator}"], timeout_seconds=10.0)
-    if budgets_file is not None or target.call("ListBudgets", wire.ListBudgetsRequest(page_size=1)).budgets:
-        return
-    specs = budgets_yaml.parse(EXAMPLE.read_text(encoding="utf-8"))
-    count = os.environ.get("WORKER_COUNT", "")
-    if count:
-        if not count.isdigit():
-            raise errors.InvalidArgument(f"WORKER_COUNT: {count!r} is not a whole number", field="WORKER_COUNT")
-        specs = tuple(dataclasses.replace(spec, expected_workers=int(count)) for spec in specs)
-    for spec in specs:
-        target.call("PutBudget", wire.PutBudgetRequest(budget=budget_codec.encode_budget(spec)))
+def _define(specs: tuple[model.BudgetSpec, ...], addresses: list[str]) -> None:
+    """Something to look at, unless there is."""
+    with connection.Allocator(addresses, timeout_seconds=DEFINE_SECONDS) as allocator:
+        if allocator.call("ListBudgets", wire.ListBudgetsRequest(page_size=1)).budgets:
+            return
+        for spec in specs:
+            allocator.call("PutBudget", wire.PutBudgetRequest(budget=budget_codec.encode_budget(spec)))
 
 
-def _tell(data_dir: pathlib.Path, ports: Ports, replicas: int, stack: devstack.Stack) -> None:
-    addresses = ",".join(f"127.0.0.1:{ports.allocator + number}" for number in range(replicas))
-    program = "leasehold" if shutil.which("leasehold") else f"{pathlib.Path(sys.executable).parent}/leasehold"
-    addr = "" if addresses == connection.DEFAULT_ADDRESS else f" --addr {addresses}"
-    print(f"allocator  grpc://{addresses}")
-    print(f"etcd       {','.join(f'http://{endpoint}' for endpoint in stack.etcd_endpoints)}")
-    print(f"Postgres   {_without_password(stack.postgres_dsn)}")
-    print(f"data       {data_dir}")
-    print("Not for production: one machine, no TLS. Ctrl-C stops everything. To try:")
-    print(f"  {program} budget list{addr}")
-    print(f"  {program} budget watch llm-api{addr}")
-    print(f"  {program} budget status llm-api -o json{addr}", flush=True)
+def _tell(data_dir: pathlib.Path, addresses: list[str], stack: devstack.Stack) -> None:
+    etcd = " ".join(f"http://{endpoint}" for endpoint in stack.etcd_endpoints)
+    command, addr = _program(), _addr_option(addresses)
+    output.lines(
+        [
+            f"allocator  {' '.join(f'grpc://{address}' for address in addresses)}",
+            f"etcd       {etcd}",
+            f"Postgres   {_without_password(stack.postgres_dsn)}",
+            f"data       {data_dir}",
+            "Not for production: one machine, no TLS. Ctrl-C stops everything. To try:",
+            f"  {command} budget list{addr}",
+            f"  {command} budget watch llm-api{addr}",
+            f"  {command} budget status llm-api -o json{addr}",
+        ]
+    )
+
+
+def _program() -> str:
+    """How this program is called from a shell: by its name where that finds this one and no other."""
+    beside = pathlib.Path(sys.executable).with_name("leasehold")
+    found = shutil.which("leasehold")
+    if found is not None and pathlib.Path(found) == beside:
+        return "leasehold"
+    if beside.exists():
+        return shlex.quote(str(beside))
+    return f"{shlex.quote(sys.executable)} -m leasehold.cli"
+
+
+def _addr_option(addresses: list[str]) -> str:
+    """--addr, unless a command without it asks here anyway."""
+    default = os.environ.get(connection.ADDRESSES_VARIABLE, "").strip() or connection.DEFAULT_ADDRESS
+    return "" if default.split(",") == addresses else f" --addr {','.join(addresses)}"
 
 
 def _without_password(dsn: str) -> str:
     import psycopg.conninfo
 
-    parts = {key: value or "" for key, value in psycopg.conninfo.conninfo_to_dict(dsn).items()}
-    where = f"{parts.get('host', '')}:{parts.get('port', '')}"
-    return f"postgresql://{parts.get('user', '')}@{where}/{parts.get('dbname', '')}"
+    parts = {key: str(value or "") for key, value in psycopg.conninfo.conninfo_to_dict(dsn).items()}
+    where = ":".join(part for part in (parts.get("host", ""), parts.get("port", "")) if part)
+    user = f"{parts['user']}@" if "user" in parts else ""
+    return f"postgresql://{user}{where}/{parts.get('dbname', '')}"
 
 
-def _wait_for_an_end(children: list[devstack.Child]) -> None:
-    """Until a signal, or until an allocator ends by itself, which is an error."""
-    while True:
-        for child in children:
-            if child.exit_code is not None:
-                raise errors.Unavailable(
-                    f"{child.name} ended by itself, exit code {child.exit_code}; see {child.log_path}"
-                )
-        time.sleep(WATCH_SECONDS)
+def _wait_for_an_end(stop: _StopSignals, stack: devstack.Stack, children: list[devstack.Child]) -> None:
+    """Until a signal, or until a server or the last allocator ends by itself, which is an error."""
+    running = list(children)
+    while not stop.is_stopping.wait(LOOK_SECONDS):
+        if stack.etcd is not None and not stack.etcd.is_running:
+            raise errors.Unavailable(f"etcd ended by itself; its log is in {stack.data_dir / 'etcd'}")
+        if stack.postgres is not None and not stack.postgres.is_running:
+            raise errors.Unavailable(f"Postgres ended by itself; its log is in {stack.data_dir / 'postgres'}")
+        for child in [child for child in running if not child.is_running]:
+            running.remove(child)
+            ended = f"{child.name} ended by itself, exit code {child.exit_code}; its log is {child.log_path}"
+            if not running:
+                raise errors.Unavailable(ended)
+            output.say(f"{ended}; {len(running)} of {len(children)} allocators go on")
+    raise _Stopped  # the exception of the signal itself was lost, inside a callback of a library
 
 
 def down(data_dir: pathlib.Path) -> None:
-    """Stop the `up` that owns the folder; if there is none, end what a killed one left."""
+    """Stop the `up` that owns the folder; if there is none, end what a killed one left.
+
+    Raises `DeadlineExceeded` if it does not end in time, `PermissionDenied` if it is another user's.
+    """
     pid = devstack.stop_owner(data_dir, STOP_SECONDS)
     if pid is not None:
-        print(f"stopped leasehold up, PID {pid}")
+        output.lines([f"stopped leasehold up, PID {pid}"])
         return
     ended = devstack.end_leftovers(data_dir, announce=output.say)
     if ended:
-        print(f"ended {len(ended)} processes that a killed leasehold up had left")
+        names = ", ".join(record.name for record in ended)
+        output.lines([f"ended what a killed leasehold up had left: {names}"])
     else:
-        print("nothing is running")
+        output.lines(["nothing is running"])
