@@ -210,7 +210,7 @@ class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
 
     # The service
 
-    async def HoldLeases(
+    async def HoldLeases(  # type: ignore[override]  # a coroutine that writes, as grpc.aio allows
         self, request_iterator: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """As the real one, without its rules."""

@@ -487,7 +487,7 @@ class Limiter:
         self.reopen(now)
 
     def _end_unended(self, window: int, cost: Mapping[str, int]) -> None:
-        """One call fewer of an opening; what the last one leaves of it was settled by those that ended in it."""
+        """One call fewer of an opening; what the last one leaves was settled by those that ended in it."""
         left = self._unended[window]
         left[0] -= cost.get(REQUESTS, 0) // quantity.MICRO
         left[1] -= cost.get(TOKENS, 0) // quantity.MICRO
