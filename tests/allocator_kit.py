@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import datetime
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +25,9 @@ from leasehold.rpc import budget_codec
 from leasehold.rpc import channel as channels
 from leasehold.rpc import errors as rpc_errors
 from leasehold.runtime import clock as clocks
+
+LIVE = wire.HOLDER_STATE_LIVE
+SUSPECT = wire.HOLDER_STATE_SUSPECT
 
 CLOCK = clocks.BootClock()
 MICRO = quantity.MICRO
@@ -132,6 +137,13 @@ class AllocatorProcess:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
+    def logged_at(self, event: str) -> float:
+        """When it last logged `event`, on the holders' clock."""
+        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        told = [line["timestamp"] for line in lines if line["event"] == event]
+        wall = datetime.datetime.fromisoformat(told[-1]).timestamp()
+        return wall - time.time() + now()
+
     def end(self) -> None:
         if self.is_running:
             self.process.send_signal(signal.SIGCONT)
@@ -156,6 +168,13 @@ class Fleet:
         self.members: list[AllocatorProcess] = []
         for _ in range(size):
             self.add()
+
+    @classmethod
+    def attached(cls, member: AllocatorProcess) -> "Fleet":
+        """Calls to an allocator that somebody else starts and ends."""
+        fleet = cls(member.log_path.parent, etcd="", dsn="", prefix="", size=0)
+        fleet.members.append(member)
+        return fleet
 
     def add(self, **env: str) -> AllocatorProcess:
         """One more, not started; `env` stands above what all share."""
@@ -256,9 +275,12 @@ class Fleet:
         finally:
             watch.cancel()
 
-    async def close(self) -> None:
+    async def close_channels(self) -> None:
         for channel in self._channels.values():
             await channel.close()
+
+    async def close(self) -> None:
+        await self.close_channels()
         for member in self.members:
             member.end()
 

@@ -1,11 +1,15 @@
 """Fleets of real allocators, on the shared etcd and Postgres, in corners of their own."""
 
-from collections.abc import AsyncIterator, Callable
+import urllib.parse
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import allocator_kit
+import psycopg
 import pytest
+from psycopg import sql
 
 MakeFleet = Callable[..., allocator_kit.Fleet]
 
@@ -34,3 +38,41 @@ async def make_fleet(
     yield make
     for fleet in fleets:
         await fleet.close()
+
+
+@pytest.fixture(scope="session")
+def shared_allocator(
+    etcd_server: str, postgres_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[allocator_kit.AllocatorProcess]:
+    """An allocator that tests share which do it no harm; see `service`."""
+    database = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_server, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(database)))
+    fleet = allocator_kit.Fleet(
+        tmp_path_factory.mktemp("allocator"),
+        etcd=etcd_server,
+        dsn=urllib.parse.urlsplit(postgres_server)._replace(path=f"/{database}").geturl(),
+        prefix=f"/test/{uuid.uuid4().hex}/",
+        size=1,
+    )
+    member = fleet.members[0]
+    member.start()
+    try:
+        yield member
+    finally:
+        member.end()
+
+
+@pytest.fixture
+async def service(shared_allocator: allocator_kit.AllocatorProcess) -> AsyncIterator[allocator_kit.Fleet]:
+    """Calls to the shared allocator, which leads; a test names its budgets by `budget_name`."""
+    fleet = allocator_kit.Fleet.attached(shared_allocator)
+    await fleet.ready()
+    yield fleet
+    await fleet.close_channels()
+
+
+@pytest.fixture
+def budget_name() -> str:
+    """A name that no other test uses."""
+    return f"b-{uuid.uuid4().hex[:12]}"
