@@ -52,7 +52,7 @@ class _Call:
         self.ticket = ticket
         self.shape = shape
         #: Number of the short path's opening, and the whole tokens it took; -1: the exact path.
-        self.window = -1
+        self.window = limiters.EXACT
         self.tokens = 0
         self.is_orphan = False
 
@@ -318,10 +318,8 @@ class HolderProcess(actors.Process):
         if call.window == limiter.window and used <= call.tokens:
             limiter.fast_calls += 1
             limiter.fast_tokens += call.tokens - used
-            limiter.settled_requests += 1
-            limiter.settled_tokens += used
         else:
-            limiter.release(call.cost, call.actual, call.admitted_at, self.now, call.shape)
+            limiter.release(call.cost, call.actual, call.admitted_at, self.now, call.shape, call.window)
         self.wake_at(self.scheduler.now + self.world.rng.random() * self.load.think_seconds_max, self._user)
         self.pump()
 
