@@ -1,15 +1,19 @@
 """One worker process with the product's client, driven by lines on standard input.
 
-``join BUDGET``: come anew, acquire one unit, and tell every change of the allocation; ``leave BUDGET``: give the
-lease back; ``work BUDGET THREADS``: spend all that can be had, until the end of the process. What happens is told
-as lines of JSON with the instant (CLOCK_MONOTONIC). It ends with its input.
+``join BUDGET``: come anew, acquire one unit, and tell every change of the allocation; ``leave BUDGET``: give
+the lease back; ``work BUDGET THREADS``: spend all that can be had, until the end of the process; ``spend BUDGET
+THREADS PATH``: likewise, and write the instant of each admission to a file. What happens is told as lines of
+JSON with the instant (CLOCK_MONOTONIC). It ends with its input.
 """
 
 import argparse
 import json
+import os
+import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from leasehold import client
@@ -57,12 +61,23 @@ class Worker:
 
     def work(self, name: str, threads: int) -> None:
         """Spend all there is."""
-        budget = self.join(name)
+        self._spend(self.join(name), threads, lambda: None)
 
+    def spend(self, name: str, threads: int, path: str) -> None:
+        """Spend all there is; each instant is in the file before the next, whatever kills this process."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def note() -> None:
+            os.write(descriptor, struct.pack("d", time.monotonic()))
+
+        self._spend(client.connect_blocking(self._addresses, worker_id=self._name).budget(name), threads, note)
+
+    @staticmethod
+    def _spend(budget: budgets.Budget, threads: int, note: Callable[[], None]) -> None:
         def spend() -> None:
             while True:
                 with budget.acquire(tokens=1):
-                    pass
+                    note()
 
         for _ in range(threads):
             threading.Thread(target=spend, daemon=True).start()
@@ -85,6 +100,8 @@ def main() -> None:
             worker.leave(name)
         elif word == "work":
             worker.work(name, int(rest[0]))
+        elif word == "spend":
+            worker.spend(name, int(rest[0]), rest[1])
 
 
 if __name__ == "__main__":
