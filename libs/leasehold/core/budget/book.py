@@ -196,11 +196,12 @@ class Book:
 
     # Stranded units
 
-    def strand(self, parts: Iterable[Stranded], now: float) -> None:
-        """Count `parts` until they have cooled."""
+    def strand(self, parts: Iterable[Stranded], now: float, *, ttl_seconds: float = 0.0) -> None:
+        """Count `parts` until they have cooled; `ttl_seconds` if their lease may still be in use so long."""
         for part in parts:
             if part.until <= now or part.amount <= 0:
                 continue
+            part.ttl_seconds = ttl_seconds
             self._stranded_count += 1
             heapq.heappush(self._stranded_heap, (part.until, self._stranded_count, part))
             self.stranded.setdefault(part.holder, []).append(part)
@@ -286,10 +287,14 @@ class Book:
             incarnation=incarnation,
             lease_id=held.lease_id if held is not None else 0,
             amounts={n: b + s for n, b, s in zip(self.names, bound, stranded, strict=True)},
-            ttl_seconds=held.ttl_seconds if held is not None else self.spec.ttl_seconds,
+            ttl_seconds=held.ttl_seconds if held is not None else self._stranded_ttl(key),
             is_cooling=held is None,
             is_tracked=held is None or held.is_tracked,
         )
+
+    def _stranded_ttl(self, key: Key) -> float:
+        holder, incarnation = key
+        return max(part.ttl_seconds for part in self.stranded[holder] if part.incarnation == incarnation)
 
     def amounts(self, vector: Iterable[int]) -> Mapping[str, int]:
         """A vector by dimension name."""

@@ -168,6 +168,8 @@ class Stranded:
     until: float
     #: Cooling from known use, or quarantined because the use is not known.
     is_quarantine: bool
+    #: When this was written, the holder may have had its lease for so long yet: a new leader waits for that too.
+    ttl_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +241,7 @@ def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: b
 
     Calls count until `end` + max_call (orphan_seconds if certified). Of a rate, what is known to cool returns
     when cool; what may be spent between the last report and `end` (at most the pace allows, and no more than was
-    free, has cooled since, or was refundable) is quarantined for window + jitter; the rest returns at once.
+    free, has cooled since, or was refundable) is quarantined for window + jitter; the rest returns at `end`.
     Without a certificate the holder may go on with its safe capacity: that is quarantined from when this ends.
     """
     if not lease.is_tracked or lease.is_recovered or rules.charged_at is model.ChargedAt.COMPLETION:
@@ -262,11 +264,12 @@ def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: b
         strand(index, unknown, lost_at)
         left = amount - safe - unknown
         # Also those that cool before an `end` that is yet to come: until then they count.
-        parts = cooling_parts(lease.cooling, lease.cooling_since, dimension.name)
-        for at, part in sorted(parts, reverse=True):
+        for at, part in sorted(lease.cooling_after(dimension.name, end), reverse=True):
             taken = min(part, left)
             strand(index, taken, at, is_quarantine=False)
             left -= taken
+        # Of an `end` that is yet to come: until then the holder has it all.
+        strand(index, left, end, is_quarantine=False)
     return stranded
 
 

@@ -140,7 +140,8 @@ class BudgetMachine:
             last_served=self.rebalancer.served_count,
         )
         if record.is_cooling:
-            book.strand(leases.strand_unknown(held, book.rules, now), now)
+            end = now + record.ttl_seconds * leases.TTL_FACTOR
+            book.strand(leases.strand_unknown(held, book.rules, end), now, ttl_seconds=record.ttl_seconds)
         else:
             self._restore_lease(held)
         book.restored(record)
@@ -161,7 +162,8 @@ class BudgetMachine:
         everything = self.book.target_limits()
         lost = Lease(UNKNOWN_PAST, UNKNOWN_PAST, 0, now, now, everything, everything)
         end = now + self.spec.ttl_seconds * leases.TTL_FACTOR
-        self.book.strand(leases.strand_unknown(lost, self.book.rules, end), now)
+        parts = leases.strand_unknown(lost, self.book.rules, end)
+        self.book.strand(parts, now, ttl_seconds=self.spec.ttl_seconds)
         self._journal(
             "QUARANTINED", amounts=self.book.amounts(everything), cause="a new etcd cluster was accepted"
         )
@@ -500,7 +502,9 @@ class BudgetMachine:
     ) -> None:
         forget_at = max((part.until for part in parts), default=now)
         self.book.drop(held, end, max(forget_at, now + self.spec.ttl_seconds * leases.TTL_FACTOR))
-        self.book.strand(parts, now)
+        # Who does not hear that the budget was deleted goes on until the lease expires.
+        is_lasting = end is messages.LeaseEnd.BUDGET_DELETED
+        self.book.strand(parts, now, ttl_seconds=max(0.0, held.expires_at - now) if is_lasting else 0.0)
 
     # Time
 
