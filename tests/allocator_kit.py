@@ -240,11 +240,14 @@ class Fleet:
             return False
         return True
 
-    def stub(self, member: AllocatorProcess | str) -> Any:
+    def channel(self, member: AllocatorProcess | str) -> grpc.aio.Channel:
         address = member if isinstance(member, str) else member.address
         if address not in self._channels:
             self._channels[address] = channels.open_channel(address, has_own_connection=True)
-        return wire_grpc.BudgetServiceStub(self._channels[address])
+        return self._channels[address]
+
+    def stub(self, member: AllocatorProcess | str) -> Any:
+        return wire_grpc.BudgetServiceStub(self.channel(member))
 
     async def call(
         self, method: str, request: Any, *, at: AllocatorProcess | str | None = None, seconds: float = 5.0
@@ -267,11 +270,9 @@ class Fleet:
         target = at if at is not None else await self.leader()
         watch = self.stub(target).WatchBudget(wire.WatchBudgetRequest(budget=name), timeout=5.0)
         try:
-            answer = await watch.read()
+            answer = await read(watch)
             assert isinstance(answer, wire.WatchBudgetResponse)
             return answer
-        except grpc.RpcError as error:
-            raise rpc_errors.from_rpc_error(error) from error
         finally:
             watch.cancel()
 
@@ -283,6 +284,14 @@ class Fleet:
         await self.close_channels()
         for member in self.members:
             member.end()
+
+
+async def read(stream: Any) -> Any:
+    """The next message of a stream. Raises core errors."""
+    try:
+        return await stream.read()
+    except grpc.RpcError as error:
+        raise rpc_errors.from_rpc_error(error) from error
 
 
 # A proxy.

@@ -5,6 +5,7 @@ end; one whose outcome is not known makes the definitions doubtful, and they are
 """
 
 import asyncio
+import datetime
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -34,6 +35,8 @@ class Administration:
     def __init__(self, store: port.Store, require: Callable[[], reigns.Reign]) -> None:
         #: Set while Postgres's definitions are those in force: changes may begin.
         self.is_synchronized = asyncio.Event()
+        #: When Postgres says that each budget was changed last; empty until it was read.
+        self.update_times: dict[str, datetime.datetime] = {}
         self._store = store
         self._require = require
         self._doubtful = asyncio.Event()
@@ -126,6 +129,7 @@ class Administration:
         if self._require() is not reign:
             raise errors.NotLeader
         if stored is not None:
+            self.update_times[name] = stored.update_time
             reign.core.define(stored.spec, stored.version, reign.now())
         elif name in reign.core.names():
             reign.core.delete(name, reign.now())
@@ -185,6 +189,7 @@ class Administration:
         present = {budget.spec.name for budget in stored}
         gone = [name for name in reign.core.names() if name not in present and await self._is_gone(name)]
         now = reign.now()
+        self.update_times = {budget.spec.name: budget.update_time for budget in stored}
         for budget in stored:
             reign.core.define(budget.spec, budget.version, now)
             if past.must_quarantine(budget.spec.name):

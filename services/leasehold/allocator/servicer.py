@@ -6,10 +6,11 @@ from typing import Any
 
 import grpc
 from leasehold.allocator import holding, leadership, reading
+from leasehold.api.budget.v1 import budget_pb2
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.api.budget.v1 import budget_service_pb2_grpc as wire_grpc
 from leasehold.core import errors
-from leasehold.core.budget import model
+from leasehold.core.budget import machine, model
 from leasehold.observe import causes
 from leasehold.postgres import port
 from leasehold.rpc import budget_codec, lease_codec, wire_values
@@ -54,7 +55,7 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         budget = self._leader.require().core.budget(request.name)
         budget.book.update_limits()
         return wire.GetBudgetResponse(
-            budget=budget_codec.encode_budget(budget.spec, version=budget.version),
+            budget=self._in_force(budget),
             limits_in_force=wire_values.encode_amounts(budget.book.amounts(budget.book.in_force)),
         )
 
@@ -67,12 +68,13 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         names = sorted(name for name in core.names() if name > request.page_token)
         page = names[:size]
         return wire.ListBudgetsResponse(
-            budgets=[
-                budget_codec.encode_budget(core.budget(name).spec, version=core.budget(name).version)
-                for name in page
-            ],
+            budgets=[self._in_force(core.budget(name)) for name in page],
             next_page_token=page[-1] if len(names) > size else "",
         )
+
+    def _in_force(self, budget: machine.BudgetMachine) -> budget_pb2.Budget:
+        update_time = self._leader.administration.update_times.get(budget.spec.name)
+        return budget_codec.encode_budget(budget.spec, version=budget.version, update_time=update_time)
 
     async def DeleteBudget(
         self, request: wire.DeleteBudgetRequest, context: _Context
