@@ -1,4 +1,4 @@
-"""Ten thousand holders of one budget on one allocator: its processor time and memory, and how fast shares follow."""
+"""Ten thousand holders of one budget on one allocator: processor time, memory, how fast shares follow."""
 
 import asyncio
 import contextlib

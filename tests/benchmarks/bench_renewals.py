@@ -1,4 +1,4 @@
-"""Renewals per second of a real allocator, against a bare grpc.aio echo of the same messages in the same run."""
+"""Renewals per second of a real allocator, and of a bare grpc.aio echo of the same messages in the same run."""
 
 import asyncio
 import itertools
@@ -64,6 +64,7 @@ async def _streams(
         async with grpc.aio.insecure_channel(
             address, options=(("grpc.use_local_subchannel_pool", 1),)
         ) as channel:
+            call: Any
             if is_echo:
                 response: Any = wire.HoldLeasesRequest
                 call = channel.stream_stream(

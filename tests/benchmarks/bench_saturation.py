@@ -1,6 +1,6 @@
 """How much of a limit is used when everybody wants more, and that no window ever holds more than the limit.
 
-In virtual time: the production core (holders, limiters, allocator) in the deterministic world, four workers with
+In virtual time: the production core (holders, limiters, allocator) in the deterministic world, four workers and
 the standard window. In real time: worker processes with the product's client, a real allocator, a short window.
 Either way a window audit that shares nothing with the core judges from the instants of the arrivals alone.
 """
@@ -50,7 +50,7 @@ class Use:
 
 
 def audit(arrivals: Sequence[float], window: float, limit: int, begin: float, end: float) -> Use:
-    """Judge by instants alone. A window of length `window` holds an arrival from its instant on, up to that length.
+    """Judge by instants alone. An arrival counts from its instant on, for `window` seconds.
 
     The mean is over all windows that end within `begin` to `end`; the highest is of all there are.
     """

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import lines
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 
 
@@ -21,7 +22,7 @@ async def main() -> None:
     """Serve until killed; prints the port."""
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     hold, renew = wire.HoldLeasesRequest, wire.RenewLeaseRequest
-    handlers = {
+    handlers: dict[str, Any] = {
         "Stream": grpc.stream_stream_rpc_method_handler(
             _stream, request_deserializer=hold.FromString, response_serializer=hold.SerializeToString
         ),
@@ -32,7 +33,7 @@ async def main() -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print(port, flush=True)
+    lines.out(str(port))
     await server.wait_for_termination()
 
 

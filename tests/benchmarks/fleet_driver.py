@@ -1,4 +1,4 @@
-"""Thousands of simulated holders in one process: raw messages over a few streams, honest in what they acknowledge.
+"""Thousands of simulated holders in one process: raw messages over a few streams, honest acknowledgements.
 
 A holder here renews on time, tells some cooling units (so that its reports cost what real ones cost), applies a
 shrink at once and says so at once, and never says that it holds more than it was granted. It spends nothing.
@@ -16,6 +16,7 @@ import sys
 import time
 from typing import Any
 
+import lines
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.api.budget.v1 import budget_service_pb2_grpc as wire_grpc
 from leasehold.api.budget.v1 import lease_pb2
@@ -255,7 +256,7 @@ async def main() -> None:
     )
     running = asyncio.gather(*(stream.run() for stream in fleet.streams))
     gc.freeze()
-    print("ready", flush=True)
+    lines.out("ready")
     loop = asyncio.get_running_loop()
     while not running.done():
         line = await loop.run_in_executor(None, sys.stdin.readline)
@@ -268,7 +269,7 @@ async def main() -> None:
             fleet.expect(json.loads(rest))
         elif not word:
             break
-        print(json.dumps(fleet.status() if word == "status" else {}), flush=True)
+        lines.out(json.dumps(fleet.status() if word == "status" else {}))
     if running.done():
         running.result()
     running.cancel()

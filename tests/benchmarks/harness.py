@@ -1,6 +1,7 @@
 """What the benchmarks share: a real control plane in child processes, rounds, ratios."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import lines
 from leasehold import devstack
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.api.budget.v1 import budget_service_pb2_grpc as wire_grpc
@@ -53,30 +55,30 @@ class Plane:
 @contextlib.contextmanager
 def control_plane(replicas: int = 1) -> Iterator[Plane]:
     """etcd, Postgres and allocators, for the time of the block."""
-    with tempfile.TemporaryDirectory(prefix="leasehold-bench-") as folder:
-        with devstack.Stack(pathlib.Path(folder), announce=lambda _: None) as stack:
-            addresses: list[str] = []
-            children: list[devstack.Child] = []
-            env = {
-                **os.environ,
-                "LEASEHOLD_ETCD_ENDPOINTS": ",".join(stack.etcd_endpoints),
-                "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
-                "LEASEHOLD_ETCD_TXN_OPS_MAX": "4096",
-            }
-            for number in range(replicas):
-                address = f"127.0.0.1:{ports.free_port()}"
-                profile = _profiled(f"allocator-{number}")
-                command = [sys.executable, *profile, "-m", "leasehold.allocator", "--listen", address]
-                child = stack.spawn(f"allocator-{number}", command, env=env)
-                children.append(child)
-                addresses.append(address)
-            for child, address in zip(children, addresses, strict=True):
-                child.wait_until(
-                    lambda address=address: is_up(address),
-                    timeout_seconds=READY_SECONDS,
-                    cancel=threading.Event(),
-                )
-            yield Plane(stack, addresses, children)
+    with (
+        tempfile.TemporaryDirectory(prefix="leasehold-bench-") as folder,
+        devstack.Stack(pathlib.Path(folder), announce=lambda _: None) as stack,
+    ):
+        addresses: list[str] = []
+        children: list[devstack.Child] = []
+        env = {
+            **os.environ,
+            "LEASEHOLD_ETCD_ENDPOINTS": ",".join(stack.etcd_endpoints),
+            "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
+            "LEASEHOLD_ETCD_TXN_OPS_MAX": "4096",
+        }
+        for number in range(replicas):
+            address = f"127.0.0.1:{ports.free_port()}"
+            profile = _profiled(f"allocator-{number}")
+            command = [sys.executable, *profile, "-m", "leasehold.allocator", "--listen", address]
+            child = stack.spawn(f"allocator-{number}", command, env=env)
+            children.append(child)
+            addresses.append(address)
+        for child, address in zip(children, addresses, strict=True):
+            child.wait_until(
+                functools.partial(is_up, address), timeout_seconds=READY_SECONDS, cancel=threading.Event()
+            )
+        yield Plane(stack, addresses, children)
 
 
 def _profiled(name: str) -> list[str]:
@@ -184,25 +186,13 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def report(results: Sequence[Result], path: pathlib.Path | None = None) -> None:
-    """Print a table; keep it as JSON."""
+def report(results: Sequence[Result]) -> None:
+    """Print the results of one benchmark, with their details."""
     width = max(len(result.name) for result in results)
     for result in results:
         verdict = {None: "", True: "ok", False: "MISSED"}[result.is_met]
-        print(f"{result.name:<{width}}  {result.value:>12.3f} {result.unit:<10} {result.target:<12} {verdict}")
+        lines.out(
+            f"{result.name:<{width}}  {result.value:>12.3f} {result.unit:<10} {result.target:<12} {verdict}"
+        )
         if result.detail:
-            print(f"{'':<{width}}  {json.dumps(result.detail)}")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        documents = [
-            {
-                "name": r.name,
-                "value": r.value,
-                "unit": r.unit,
-                "target": r.target,
-                "is_met": r.is_met,
-                **r.detail,
-            }
-            for r in results
-        ]
-        path.write_text(json.dumps(documents, indent=2) + "\n")
+            lines.out(f"{'':<{width}}  {json.dumps(result.detail)}")

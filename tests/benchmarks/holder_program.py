@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import lines
 from leasehold import client
 from leasehold.client import budgets, clients
 
@@ -25,7 +26,7 @@ _print_lock = threading.Lock()
 def _tell(event: str, at: float, **fields: Any) -> None:
     line = json.dumps({"event": event, "at": at, **fields})
     with _print_lock:
-        print(line, flush=True)
+        lines.out(line)
 
 
 class Worker:
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("standing", help="the budget that is never left")
     chosen = parser.parse_args()
     worker = Worker(chosen.addresses, chosen.name, chosen.standing)
-    print("ready", flush=True)
+    lines.out("ready")
     for line in sys.stdin:
         word, name, *rest = line.split()
         if word == "join":
