@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from leasehold.core.budget import allocator, messages
+from leasehold.core.budget import allocator, messages, quantity
 from leasehold.sim import actors, budget_auditor
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class UnaryHolder(actors.Process):
         spent = world.auditor.spent(self.scheduler.now, self.incarnation)
         left = {name: amount - spent.get(name, 0) for name, amount in self._amounts.items()}
         part = world.rng.choice((1, 2, 3))
-        amounts = {name: max(0, amount) // part for name, amount in left.items() if amount > 0}
+        amounts = {name: max(0, amount) // part // quantity.MICRO * quantity.MICRO for name, amount in left.items()}
+        amounts = {name: amount for name, amount in amounts.items() if amount}
         if amounts:
             arrives_at = self.scheduler.now + world.rng.random() * world.arrival_seconds_max
             ticket = world.auditor.admitted(self.scheduler.now, self.incarnation, amounts, arrives_at)

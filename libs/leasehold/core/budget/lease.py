@@ -189,8 +189,9 @@ class StrandRules:
         return cls(
             dimensions=spec.dimensions,
             jitter_seconds=spec.arrival_jitter_seconds,
-            max_call_seconds=spec.max_call_seconds,
-            orphan_seconds=spec.orphan_call_seconds,
+            # The holder ends its calls by its own clock; a window's jitter allows for that already.
+            max_call_seconds=spec.max_call_seconds * TTL_FACTOR,
+            orphan_seconds=spec.orphan_call_seconds * TTL_FACTOR,
             safe_ttl_seconds=spec.safe_ttl_seconds * TTL_FACTOR,
             charged_at=spec.charged_at,
         )
