@@ -1,4 +1,4 @@
-"""A scene for unit tests of the client: a real engine, a clock that moves when told, the allocator's word by hand."""
+"""A scene for unit tests of the client: a real engine, a clock that moves when told, grants by hand."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -15,7 +15,7 @@ from typing import Any, Self
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
-from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
+from leasehold.api.budget.v1 import budget_service_pb2
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
 from leasehold.core.budget import messages, model
@@ -28,7 +28,18 @@ LIMITS = {CALLS: 40, REQUESTS: 800, TOKENS: 40_000, SLOTS: 40}
 
 FIRST_EPOCH = epochs.Epoch(1, 1)
 
-Stream = Any
+
+class Stream:
+    """What is written to one client; one message at a time, as gRPC wants it."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+        self._lock = asyncio.Lock()
+
+    async def write(self, response: Any) -> None:
+        """Send one message."""
+        async with self._lock:
+            await self._context.write(response)
 
 
 def terms_of(limits: Mapping[str, float] = LIMITS, **changes: Any) -> messages.Terms:
@@ -63,12 +74,12 @@ class Holding:
         self.sequence = 0
         self.amounts = amounts
         self.granted_max = dict(amounts)
-        self.stream: Stream = None
+        self.stream: Stream | None = None
         self.is_active = False
         self.acknowledged = 0
 
 
-class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
+class FakeAllocator:
     """``with FakeAllocator() as allocator: client.connect(allocator.address)``."""
 
     def __init__(
@@ -92,7 +103,7 @@ class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
         self.holdings: dict[tuple[str, str], Holding] = {}
         self.violations: list[str] = []
         self.streams = 0
-        self._streams: set[Stream] = set()
+        self._streams: set[asyncio.Task[Any]] = set()
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -113,7 +124,15 @@ class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
 
     async def _serve(self, port: int) -> None:
         self._server = grpc.aio.server(options=options.server_options())
-        budget_service_pb2_grpc.add_BudgetServiceServicer_to_server(self, self._server)
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._hold_leases,
+            request_deserializer=budget_service_pb2.HoldLeasesRequest.FromString,
+            response_serializer=budget_service_pb2.HoldLeasesResponse.SerializeToString,
+        )
+        service = "leasehold.api.budget.v1.BudgetService"
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {"HoldLeases": handler}),)
+        )
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self.address = f"127.0.0.1:{self.port}"
         await self._server.start()
@@ -140,8 +159,8 @@ class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
         """Break every stream."""
 
         async def cancel() -> None:
-            for stream in list(self._streams):
-                stream.cancel()
+            for task in list(self._streams):
+                task.cancel()
 
         self._do(cancel())
 
@@ -210,36 +229,42 @@ class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
 
     # The service
 
-    async def HoldLeases(  # type: ignore[override]  # a coroutine that writes, as grpc.aio allows
+    async def _hold_leases(
         self, request_iterator: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """As the real one, without its rules."""
         if self.leader_address is not None:
             await context.abort_with_status(rpc_errors.to_status(errors.NotLeader(self.leader_address)))
-        self._streams.add(context)
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
         self.streams += 1
+        stream = Stream(context)
         seen: set[str] = set()
         try:
             async for request in request_iterator:
                 response = budget_service_pb2.HoldLeasesResponse()
                 for message in request.reports:
-                    self._take(lease_codec.decode_report(message), context, seen, response)
+                    self._take(lease_codec.decode_report(message), stream, seen, response)
                 for release in request.releases:
                     self.releases.append(lease_codec.decode_release(release))
                     self.holdings.pop((release.budget, f"{release.holder}/{release.incarnation}"), None)
                 if (response.grants or response.refusals) and not self.is_silent:
-                    await context.write(response)
+                    await stream.write(response)
                 with self._changed:
                     self._changed.notify_all()
+        except asyncio.CancelledError:
+            # Of `cut`. Without a status of its own, the client would not be told.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the test")
         finally:
-            self._streams.discard(context)
+            self._streams.discard(task)
             for holding in self.holdings.values():
-                if holding.stream is context:
+                if holding.stream is stream:
                     holding.stream = None
             with self._changed:
                 self._changed.notify_all()
 
-    def _take(self, report: messages.Report, context: Stream, seen: set[str], response: Any) -> None:
+    def _take(self, report: messages.Report, stream: Stream, seen: set[str], response: Any) -> None:
         self.reports.append(report)
         if report.budget not in self.budgets:
             refusal = messages.Refusal(
@@ -262,7 +287,7 @@ class FakeAllocator(budget_service_pb2_grpc.BudgetServiceServicer):
             for name, micros in report.holdings.held.items():
                 if micros > holding.granted_max.get(name, 0.0) * MICRO + 1:
                     self.violations.append(f"{report.holder} holds {micros} of {name}")
-        holding.sequence, holding.stream = report.sequence, context
+        holding.sequence, holding.stream = report.sequence, stream
         holding.is_active, holding.acknowledged = report.is_active, report.grant_version
         terms = self.terms if key[1] not in seen else None
         seen.add(key[1])

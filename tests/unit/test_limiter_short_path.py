@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import client_scene
 import hypothesis
-from fake_allocator import CALLS, REQUESTS, TOKENS
+from fake_allocator import CALLS, REQUESTS, TOKENS, terms_of
 from hypothesis import strategies as st
 from leasehold.client import permits
 from leasehold.core.budget import messages, model
@@ -61,7 +62,7 @@ class Schedule:
         self.held_before = dict(self.scene.limiter.held())
 
     def acquire(self, requests: int, tokens: int) -> bool:
-        """Try; the exact path, asked on a copy of the state before, must have admitted whatever the short did."""
+        """Try; the exact path, on a copy of the state before, must admit whatever the short one did."""
         scene = self.scene
         before = copy.deepcopy(scene.limiter)
         permit = scene.budget.try_acquire(requests=requests, tokens=tokens)
@@ -110,29 +111,29 @@ class Schedule:
 
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(steps)
-def test_no_window_ever_holds_more_than_the_worker_owns(plan: list[tuple[str, object, float]]) -> None:
+def test_no_window_ever_holds_more_than_the_worker_owns(plan: list[tuple[str, Any, float]]) -> None:
     schedule = Schedule()
     for what, value, seconds in plan:
         schedule.scene.advance(seconds)
         if schedule.scene.now > schedule.scene.limiter.expires_at - 5:
             schedule.scene.renew()
         if what in ("acquire", "burst"):
-            requests, tokens = value  # type: ignore[misc]
+            requests, tokens = value
             for _ in range(1 if what == "acquire" else 8):
                 if not schedule.acquire(requests, tokens):
                     break
                 if what == "burst":
                     schedule.end(0.5)
         elif what == "end":
-            schedule.end(value)  # type: ignore[arg-type]
+            schedule.end(value)
         elif what == "grant":
-            schedule.grant(value)  # type: ignore[arg-type]
+            schedule.grant(value)
         elif what == "report":
             schedule.scene.report()
         elif what == "settle_above" and schedule.running:
             # Over-use is debt, told as overdraft, and not what is promised: what was reserved is.
             permit, used = schedule.running.pop(0)
-            permit.settle(tokens=used[TOKENS] // MICRO + value)  # type: ignore[operator]
+            permit.settle(tokens=used[TOKENS] // MICRO + value)
             permit.release()
         schedule.check()
     for permit, _ in schedule.running:
@@ -164,7 +165,7 @@ def test_a_worker_known_as_idle_takes_the_exact_path() -> None:
     scene = client_scene.Scene()
     scene.engine.connected(1)
     scene.report()
-    scene.grant(terms=client_scene.terms_of())
+    scene.grant(terms=terms_of())
 
     with scene.budget.acquire(tokens=1) as permit:
         assert not client_scene.is_short(permit)
@@ -201,8 +202,13 @@ def test_other_costs_and_odd_numbers_take_the_exact_path() -> None:
     scene.join(limits)
     scene.renew()
 
-    for arguments in ({"tokens": 1.5}, {"tokens": 1, "costs": {"images": 2}}, {"tokens": 1, "requests": 0.5}):
-        with scene.budget.acquire(**arguments) as permit:  # type: ignore[arg-type]
+    odd: list[dict[str, Any]] = [
+        {"tokens": 1.5},
+        {"tokens": 1, "costs": {"images": 2}},
+        {"tokens": 1, "requests": 0.5},
+    ]
+    for arguments in odd:
+        with scene.budget.acquire(**arguments) as permit:
             assert not client_scene.is_short(permit)
     assert scene.limiter.stocks["images"].admitted_total == 2 * MICRO
 

@@ -112,6 +112,8 @@ class Budget(BaseBudget):
         - `InvalidArgument` for a wrong number or dimension, `CostAboveLimit` for a cost above the whole limit,
         - `NotFound` if there is no such budget, `Superseded` if another process took this worker's name.
         """
+        if timeout_seconds is not None:
+            timeout_seconds = permits.checked_timeout(timeout_seconds)
         # `permits.prepare`, once more: a call less is a tenth of an admission.
         permit = permits.Permit()
         permit._engine = self._engine
@@ -164,6 +166,7 @@ class AsyncBudget(BaseBudget):
 
         A task that is cancelled while it waits takes nothing.
         """
+        timeout_seconds = permits.checked_timeout(timeout_seconds)
         return permits.prepare(permits.AsyncPermit(), self._engine, requests, tokens, costs, timeout_seconds)
 
     def try_acquire(

@@ -319,7 +319,7 @@ class Permit(BasePermit):
             return
         engine, request = self._engine, self._request()
         engine.ensure_started()
-        timeout_seconds = checked_timeout(self._timeout_seconds)
+        timeout_seconds = self._timeout_seconds
         gate = gates.ThreadGate()
         ticket = engine.submit(request, gate)
         if not ticket.is_admitted:
@@ -394,7 +394,7 @@ class AsyncPermit(BasePermit):
             return
         engine, request = self._engine, self._request()
         engine.ensure_started()
-        timeout_seconds = checked_timeout(self._timeout_seconds)
+        timeout_seconds = self._timeout_seconds
         gate = gates.LoopGate()
         ticket = engine.submit(request, gate)
         if not ticket.is_admitted:
