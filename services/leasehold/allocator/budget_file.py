@@ -11,7 +11,7 @@ from leasehold.observe import logs
 from leasehold.runtime import budgets_yaml
 
 #: A file that changed is applied once it was found the same twice: it may be in the midst of being written.
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
 
 _log = logs.get_logger(__name__)
 

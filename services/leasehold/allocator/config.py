@@ -53,24 +53,31 @@ class Settings(pydantic_settings.BaseSettings):
 
     def check(self) -> None:
         """Raise `InvalidArgument`, naming the setting, for what is wrong whatever the servers say."""
-        where = addresses.parse(self.listen, setting="--listen")
-        if self.advertise:
-            addresses.parse(self.advertise, setting="--advertise")
-        elif where.host in _EVERY_INTERFACE:
-            raise errors.InvalidArgument(
-                f"--listen {self.listen} is every interface, which is no address to send holders to: "
-                "set --advertise to one that they can reach",
-                field="--advertise",
-            )
-        elif where.is_unix:
-            raise errors.InvalidArgument(
-                f"--listen {self.listen} is a path on this host: set --advertise to what holders connect to",
-                field="--advertise",
-            )
+        self._check_addresses()
+        if self.tls_files is not None:
+            tls.server_credentials(self.tls_files)
         if self.etcd_tls is not None:
             self.etcd_tls.credentials()
         self.etcd_login()
         self.dsn()
+
+    def _check_addresses(self) -> None:
+        where = addresses.parse(self.listen, setting="--listen")
+        if not where.is_loopback and (self.tls_files is None or not self.tls_files.is_mutual):
+            raise errors.InvalidArgument(
+                f"refusing to listen on {self.listen}, which other hosts can reach, without mutual TLS: set "
+                "--tls-certificate-file, --tls-key-file and --tls-ca-file, or choose a loopback address "
+                "with --listen",
+                field="tls_ca_file",
+            )
+        if self.advertise:
+            addresses.parse(self.advertise, setting="--advertise")
+        elif where.is_unix or where.host in _EVERY_INTERFACE:
+            raise errors.InvalidArgument(
+                f"--listen {self.listen} is no address to send holders to: set --advertise to one that they "
+                "can reach",
+                field="advertise",
+            )
 
     @property
     def candidate_id(self) -> str:
@@ -86,7 +93,6 @@ class Settings(pydantic_settings.BaseSettings):
             certificate_file=self.tls_certificate_file,
             key_file=self.tls_key_file,
             ca_file=self.tls_ca_file,
-            setting_prefix="--tls-",
         )
 
     @property
