@@ -233,9 +233,12 @@ class Holder:
     def _is_waiting_news(self) -> bool:
         """Whether a waiting cost that does not fit the share has not been told yet."""
         limiter = self.limiter
-        for name, amount in limiter.waiting_cost().items():
-            if amount > limiter.stocks[name].cap and amount > self._reported_waiting.get(name, 0):
-                return True
+        # Of the queue only what is new: this is asked at every step of a queue that may be long.
+        for news in (limiter.largest_enqueued, limiter.backlog):
+            for name, amount in news.items():
+                held = limiter.stocks.get(name)
+                if held is not None and amount > max(held.cap, self._reported_waiting.get(name, 0)):
+                    return True
         return False
 
     def make_report(self, now: float) -> messages.Report:
@@ -257,6 +260,7 @@ class Holder:
         self._reported_held = dict(holdings.held)
         self._reported_largest = holdings.largest_cost
         self._reported_waiting = limiter.waiting_cost()
+        limiter.largest_enqueued.clear()
         report = messages.Report(
             budget=self.budget,
             holder=self.name,

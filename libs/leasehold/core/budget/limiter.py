@@ -97,6 +97,7 @@ class Limiter:
         "in_flight",
         "is_idle_reported",
         "largest_cost",
+        "largest_enqueued",
         "last_admission",
         "last_refusal",
         "shape",
@@ -127,6 +128,8 @@ class Limiter:
         self.unpriced = 0
         #: Largest cost seen of each dimension, micro-units.
         self.largest_cost: dict[str, int] = {}
+        #: Largest cost of those that began to wait since the last report, by dimension; the holder clears it.
+        self.largest_enqueued: dict[str, int] = {}
         self.last_admission = float("-inf")
         #: When somebody who would not wait was last turned away.
         self.last_refusal = float("-inf")
@@ -346,6 +349,9 @@ class Limiter:
         self.fast_until = 0.0
         self.window += 1
         self._note_largest(waiter.cost)
+        for name, amount in zip(self._names, waiter.cost, strict=True):
+            if amount > self.largest_enqueued.get(name, 0):
+                self.largest_enqueued[name] = amount
         if is_first:
             self.waiters.appendleft(waiter)
         else:
