@@ -15,11 +15,14 @@ BUSY = "busy"
 STAYING = ("a", "b", "c")
 JOINER = "d"
 LIMITS = {"max_concurrent_requests": 4_000.0, "rpm_limit": 1_200_000.0, "tpm_limit": 120_000_000.0}
-#: A killed worker's last spending cools for a window: a short one, so that many deaths fit into a minute.
-CALM_SETTINGS: dict[str, Any] = {
+MORTAL = "mortal"
+#: What a killed worker may have spent since its last report cools for a window. Short windows let many deaths
+#: fit into a minute, frequent reports keep that part small.
+MORTAL_SETTINGS: dict[str, Any] = {
     "window_seconds": 1.0,
     "arrival_jitter_seconds": 0.1,
     "orphan_seconds": 0.0,
+    "refresh_seconds": 0.2,
 }
 BUSY_LIMITS = {"max_concurrent_requests": 400.0, "rpm_limit": 600.0, "tpm_limit": 1_000_000.0}
 BUSY_SETTINGS: dict[str, Any] = {"window_seconds": 5.0, "arrival_jitter_seconds": 0.25}
@@ -36,11 +39,11 @@ def _is_share_of(parts: int, limits: dict[str, float]) -> Any:
 
 
 def _is_grown(_: str, amounts: dict[str, float]) -> bool:
-    """A third, but for what the killed one may have spent since its last report.
+    """A third, but for what the killed one may have spent of its quarter since its last report.
 
-    It is killed soon after one: pacing allows hardly more than a tenth of its quarter in that time.
+    Pacing bounds that to 0.1 + 1.25 * 0.2 = 0.35 of the quarter; a third would be 1.33 quarters.
     """
-    return all(amounts[name] >= 1.25 * limit / 4 for name, limit in LIMITS.items())
+    return all(amounts[name] >= 1.2 * limit / 4 for name, limit in LIMITS.items())
 
 
 class EtcdClock:
@@ -108,11 +111,11 @@ def _deaths(staff: workers.Workers, clock: EtcdClock, rounds: int) -> list[float
     for number in range(rounds):
         victim = f"victim-{number}"
         staff.hire(victim)
-        staff.tell(victim, f"join {CALM}")
-        staff.when_shares(CALM, _is_share_of(4, LIMITS), {*STAYING, victim})
+        staff.tell(victim, f"join {MORTAL}")
+        staff.when_shares(MORTAL, _is_share_of(4, LIMITS), {*STAYING, victim})
         clock.put()
         killed_at = staff.kill(victim)
-        seconds.append(staff.when_shares(CALM, _is_grown, set(STAYING)) - killed_at)
+        seconds.append(staff.when_shares(MORTAL, _is_grown, set(STAYING)) - killed_at)
     return seconds
 
 
@@ -147,9 +150,10 @@ def _judged(name: str, seconds: list[float], **detail: Any) -> harness.Result:
 def _measure(staff: workers.Workers, clock: EtcdClock, *, joins: int, deaths: int) -> list[harness.Result]:
     for name in (*STAYING, JOINER):
         staff.hire(name)
-    for name in STAYING:
-        staff.tell(name, f"join {CALM}")
-    staff.when_shares(CALM, _is_share_of(3, LIMITS), set(STAYING))
+    for budget in (CALM, MORTAL):
+        for name in STAYING:
+            staff.tell(name, f"join {budget}")
+        staff.when_shares(budget, _is_share_of(3, LIMITS), set(STAYING))
     known, spendable = _joins(staff, clock, joins)
     death = _deaths(staff, clock, deaths)
     busy = _busy_joins(staff, 3 if harness.is_quick() else 15)
@@ -172,7 +176,8 @@ def run() -> list[harness.Result]:
     """Joins and deaths."""
     with harness.control_plane() as plane:
         harness.put_budget(plane.addresses, WARM, {"max_concurrent_requests": 1_000.0})
-        harness.put_budget(plane.addresses, CALM, LIMITS, **CALM_SETTINGS)
+        harness.put_budget(plane.addresses, CALM, LIMITS)
+        harness.put_budget(plane.addresses, MORTAL, LIMITS, **MORTAL_SETTINGS)
         harness.put_budget(plane.addresses, BUSY, BUSY_LIMITS, **BUSY_SETTINGS)
         clock = EtcdClock(plane.stack.etcd_endpoints)
         try:

@@ -52,6 +52,8 @@ class Worker:
         budget.set_allocation_callback(told)
         with budget.acquire(tokens=1, timeout_seconds=30.0):
             spendable = time.monotonic()
+        # Active for as long as it is here: an idle worker's share would go to the others.
+        budget.update_activity(is_active=True)
         _tell("joined", spendable, budget=name, began=began)
         return budget
 

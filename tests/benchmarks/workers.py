@@ -35,6 +35,8 @@ class Workers:
         self._processes: dict[str, tuple[subprocess.Popen[str], contextlib.ExitStack]] = {}
         self._graves: list[contextlib.ExitStack] = []
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+        #: For whoever wonders why a wait was in vain.
+        self._last: dict[tuple[str, str], Heard] = {}
 
     @contextlib.contextmanager
     def staff(self) -> Iterator["Workers"]:
@@ -86,7 +88,8 @@ class Workers:
             try:
                 heard = self._heard.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise TimeoutError("the workers did not say what was waited for") from None
+                raise TimeoutError(f"the workers last said {list(self._last.values())}") from None
+            self._last[heard.worker, heard.event] = heard
             if is_enough(heard):
                 return
 
