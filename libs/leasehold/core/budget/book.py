@@ -142,6 +142,14 @@ class Book:
         self.update_limits()
         return [max(0, limit - used) for limit, used in zip(self.in_force, self.outstanding, strict=True)]
 
+    def is_overcommitted(self, index: int) -> bool:
+        """Whether more is outstanding than the limit in force.
+
+        A holder that slept may tell of calls whose units have been lent anew. No cap may be raised then, not
+        even to what its lease is bound by: those units are not its own.
+        """
+        return self.outstanding[index] > self.in_force[index]
+
     # Leases
 
     def add(self, held: Lease) -> None:

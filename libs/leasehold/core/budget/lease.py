@@ -278,7 +278,9 @@ def _unknown_spend(
     lease: Lease, dimension: model.Dimension, index: int, end: float, *, is_certified: bool
 ) -> int:
     amount = lease.bound[index]
-    known_cooling = sum(part for _, part in lease.cooling_after(dimension.name, end))
+    cooling = [part for _, part in sorted(lease.cooling_after(dimension.name, end))]
+    # Steps are merged to their latest instant: of the first one, all but a little may be free already.
+    known_cooling = sum(cooling[1:])
     refundable = min(lease.refundable[index] if lease.refundable else 0, known_cooling)
     spendable = min(amount, max(0, amount - known_cooling) + refundable)
     largest = lease.largest_cost[index] if lease.largest_cost else None

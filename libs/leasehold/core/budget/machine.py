@@ -381,8 +381,9 @@ class BudgetMachine:
         owned = self._vector(holdings.held)
         if was_recovered:
             # Its caps are not known, so they are said again even if the target is the same.
-            held.caps = owned
-            held.set_caps(owned)
+            caps = tuple(0 if book.is_overcommitted(i) else amount for i, amount in enumerate(owned))
+            held.caps = caps
+            held.set_caps(caps)
         held.acknowledge(acknowledged, owned)
         book.count(held)
         held.cooling, held.cooling_since = holdings.cooling, now

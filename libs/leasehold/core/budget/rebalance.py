@@ -228,6 +228,8 @@ class Rebalancer:
         self, book: Book, index: int, free: int, moving: list[Lease], wanted: dict[int, list[int]]
     ) -> None:
         growers: list[int] = []
+        if book.is_overcommitted(index):
+            return
         for number, held in enumerate(moving):
             target = held.target[index]
             if target <= held.caps[index]:
@@ -260,8 +262,12 @@ class Rebalancer:
         if held.caps == held.target or held.state is not LeaseState.LIVE:
             return False
         caps: list[int] = []
-        for cap, target, bound, free in zip(held.caps, held.target, held.bound, book.pool(), strict=True):
-            caps.append(target if target <= cap else max(cap, min(target, bound + free)))
+        for index, free in enumerate(book.pool()):
+            cap, target = held.caps[index], held.target[index]
+            if target > cap:
+                most = cap if book.is_overcommitted(index) else held.bound[index] + free
+                target = max(cap, min(target, most))
+            caps.append(target)
         if tuple(caps) == held.caps:
             return False
         held.set_caps(tuple(caps))
