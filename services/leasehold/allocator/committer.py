@@ -1,9 +1,9 @@
 """Group commit: what the machines want written and said, in the order that makes it safe.
 
-Effects gather while a transaction is on its way. Then, over and over: (1) take all that gathered; (2) write its
-records in transactions that compare the epoch, and that start now, after every event behind those effects;
-(3) only when all are committed, send its messages. A batch whose outcome is unknown is written again, which
-its absolute values make harmless; meanwhile nothing is said.
+Events gather while a transaction is on its way. Then, over and over: (1) collect what all of them caused;
+(2) write its records in transactions that compare the epoch, and that start now, after every event behind those
+effects; (3) only when all are committed, send its messages. A batch whose outcome is unknown is written again,
+which its absolute values make harmless; meanwhile nothing is said.
 """
 
 import asyncio
@@ -19,6 +19,10 @@ from leasehold.observe import logs
 RETRY_SECONDS = 0.1
 #: Beyond so many undelivered messages, while etcd is away, connections are given up: holders ask again.
 MESSAGES_MAX = 50_000
+#: After a commit with n messages the next begins n times so long after it, at the earliest, up to the maximum:
+#: the work of etcd, and much of that of the connections and of this process, is per commit.
+GATHER_SECONDS_PER_MESSAGE = 0.001
+GATHER_SECONDS_MAX = 0.008
 
 _log = logs.get_logger(__name__)
 
@@ -36,12 +40,15 @@ class Committer:
         *,
         deliver: Callable[[Sequence[Message]], None],
         on_overflow: Callable[[], None],
+        collect: Callable[[], None],
     ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._compare = etcd_port.Compare.value(keys.epoch, epoch.encode().encode())
         self._deliver = deliver
         self._on_overflow = on_overflow
+        #: Adds, by `add`, what was caused since it was last called.
+        self._collect = collect
         self._writes: dict[str, etcd_port.Op] = {}
         self._messages: list[Message] = []
         self._barriers: list[asyncio.Future[None]] = []
@@ -49,6 +56,8 @@ class Committer:
         self._is_over = False
         self.is_etcd_away = False
         self.commits = 0
+        self._began_at = float("-inf")
+        self._committed_messages = 0
 
     def add(self, batch: Sequence[effects.Effect]) -> None:
         """Take effects; journal lines and process watches are not the committer's."""
@@ -77,6 +86,10 @@ class Committer:
         if self._messages or self._writes:
             self._filled.set()
 
+    def wake(self) -> None:
+        """There is something to collect: begin a batch as soon as the last one is done."""
+        self._filled.set()
+
     def delete(self, keys: Sequence[str]) -> None:
         """Remove keys that the core knows nothing of."""
         for key in keys:
@@ -96,10 +109,15 @@ class Committer:
         try:
             while True:
                 await self._filled.wait()
+                await self._gather()
                 self._filled.clear()
+                self._collect()
                 writes, self._writes = self._writes, {}
                 messages, self._messages = self._messages, []
                 barriers, self._barriers = self._barriers, []
+                if not (writes or messages or barriers):
+                    continue
+                self._committed_messages = len(messages)
                 try:
                     await self._commit(list(writes.values()))
                 except BaseException as error:
@@ -116,6 +134,15 @@ class Committer:
             raise
         finally:
             self._is_over = True
+
+    async def _gather(self) -> None:
+        """Under load, let more messages share the next commit."""
+        loop = asyncio.get_running_loop()
+        gather_seconds = min(GATHER_SECONDS_MAX, GATHER_SECONDS_PER_MESSAGE * self._committed_messages)
+        pause_seconds = self._began_at + gather_seconds - loop.time()
+        if pause_seconds > 0:
+            await asyncio.sleep(pause_seconds)
+        self._began_at = loop.time()
 
     @staticmethod
     def _fail(barriers: Sequence[asyncio.Future[None]], error: BaseException) -> None:

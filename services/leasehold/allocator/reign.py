@@ -29,8 +29,8 @@ Answer = messages.Grant | messages.Refusal | None
 class Reign:
     """Feeds events to the core, hands its effects to etcd, the holders, the ledger and the process watch.
 
-    Methods that take an event are called on the event loop; what they caused is gathered and finished once in
-    each turn of the loop, so that a burst of reports costs one transaction.
+    Methods that take an event are called on the event loop; what they caused is finished once for each batch of
+    the committer, so that a burst of reports costs one transaction.
     """
 
     def __init__(
@@ -46,7 +46,12 @@ class Reign:
         self.epoch = epoch
         self.core = allocators.Allocator(epoch)
         self.committer = committers.Committer(
-            etcd, keys, epoch, deliver=self._deliver, on_overflow=self._give_up_connections
+            etcd,
+            keys,
+            epoch,
+            deliver=self._deliver,
+            on_overflow=self._give_up_connections,
+            collect=self._finish,
         )
         self.ledger = ledger.LedgerWriter(store, epoch, on_fenced=lambda error: self.fence(error.message))
         #: Set, and replaced by a new one, with everything that a watcher may want to see.
@@ -169,13 +174,16 @@ class Reign:
     # Effects
 
     def kick(self) -> None:
-        """Finish what was fed, in this turn of the loop, once all of the turn's events are in."""
-        if self._finish_handle is None and not self._is_over:
+        """Something was fed: it is finished when the next batch begins; while etcd is away, now."""
+        if self._is_over:
+            return
+        if not self.committer.is_etcd_away:
+            self.committer.wake()
+        elif self._finish_handle is None:
             self._finish_handle = self._loop.call_soon(self._finish)
 
     async def flush(self) -> None:
         """Return once everything fed so far is in etcd. Raises `StaleEpoch` if the reign ends first."""
-        self._finish()
         await self.committer.barrier()
 
     def _finish(self) -> None:
@@ -218,7 +226,7 @@ class Reign:
 
     def _timer_fired(self) -> None:
         self._timer, self._timer_at = None, float("inf")
-        self._finish()
+        self.kick()
 
     def _tell_watchers(self) -> None:
         self.news.set()
