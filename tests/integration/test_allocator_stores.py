@@ -173,7 +173,7 @@ async def test_with_postgres_killed_leases_are_served_admin_writes_wait_and_the_
         # Leases go on, and shares still move.
         third = DrivenHolder([leader.address], "third", auditor=_auditor(holders))
         async with running(third):
-            await until(lambda: third.has() == 13, "a third one has its share")
+            await until(lambda: third.has() in (13, 14), "a third one has its share")
             await until(
                 lambda: all(each.answers_since(kit.now() - 0.5) for each in holders), "others are renewed"
             )
