@@ -23,9 +23,9 @@ BUDGET = "admission"
 #: So large that nothing waits: what is measured is the way of an admission, not the wait for units.
 LIMITS = {"max_concurrent_requests": 1_000.0, "rpm_limit": 1e9, "tpm_limit": 1e9}
 RESERVED_TOKENS, USED_TOKENS = 20, 12
-ADMISSIONS = 100_000
+ADMISSIONS = 20_000
 RIVAL_ADMISSIONS = 1_000
-ROUNDS = 15
+ROUNDS = 61
 BARE_TARGET, RIVAL_TARGET = 0.4, 75.0
 
 Loop = Callable[[int], None]

@@ -112,17 +112,15 @@ class Budget(BaseBudget):
         - `InvalidArgument` for a wrong number or dimension, `CostAboveLimit` for a cost above the whole limit,
         - `NotFound` if there is no such budget, `Superseded` if another process took this worker's name.
         """
-        if timeout_seconds is not None:
-            timeout_seconds = permits.checked_timeout(timeout_seconds)
         # `permits.prepare`, once more: a call less is a tenth of an admission.
         permit = permits.Permit()
         permit._engine = self._engine
         permit._requests = requests
-        permit._tokens = tokens
-        permit._costs = costs
-        permit._timeout_seconds = timeout_seconds
-        permit._window = -3 if costs is None else -4
-        permit._used = -1
+        permit._tokens = permit._used = tokens
+        permit._window = -3
+        permit._options = None
+        if costs is not None or timeout_seconds is not None:
+            permit.set_options(costs, timeout_seconds)
         return permit
 
     def try_acquire(
@@ -166,7 +164,6 @@ class AsyncBudget(BaseBudget):
 
         A task that is cancelled while it waits takes nothing.
         """
-        timeout_seconds = permits.checked_timeout(timeout_seconds)
         return permits.prepare(permits.AsyncPermit(), self._engine, requests, tokens, costs, timeout_seconds)
 
     def try_acquire(

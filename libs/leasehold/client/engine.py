@@ -212,6 +212,11 @@ class Engine:
             self._plan(now)
         self._wake(admitted)
 
+    def opening(self, limiter: limiters.Limiter, window: int) -> limiters.Opening:
+        """See `Limiter.opening`."""
+        with self.lock:
+            return limiter.opening(window)
+
     def _require_usable(self) -> None:
         if self.is_closed:
             raise errors.FailedPrecondition(f"budget {self.budget}: the client is closed")

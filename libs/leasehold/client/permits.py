@@ -8,6 +8,7 @@ import math
 import operator
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -25,10 +26,22 @@ _NEW_WITH_COSTS: Final = -4
 _NEW: Final = -3
 _OVER: Final = -2
 _EXACT: Final = limiters.EXACT
-_AS_RESERVED: Final = -1
 
 
 AnyPermit = TypeVar("AnyPermit", bound="BasePermit")
+
+
+@dataclass(slots=True)
+class _Exact:
+    """What a permit needs to end on the exact path."""
+
+    shape: limiters.Shape
+    admitted_at: float
+    cost: limiters.Cost
+    #: Of the short path that it came through; `EXACT` if it did not.
+    window: int
+    #: What was really used, micro-units by dimension; as reserved where left out.
+    actual: dict[str, int] = field(default_factory=dict)
 
 
 class BasePermit:
@@ -40,39 +53,28 @@ class BasePermit:
     as used, also when the body raises: the provider may have counted it.
     """
 
-    __slots__ = (
-        "_actual",
-        "_admitted_at",
-        "_cost",
-        "_costs",
-        "_engine",
-        "_limiter",
-        "_opening",
-        "_requests",
-        "_shape",
-        "_timeout_seconds",
-        "_tokens",
-        "_used",
-        "_window",
-    )
+    # Few, for each costs time at the birth and the death of every permit.
+    __slots__ = ("_engine", "_exact", "_limiter", "_options", "_requests", "_tokens", "_used", "_window")
 
-    _limiter: limiters.Limiter
-    _shape: limiters.Shape
-    _admitted_at: float
-    _cost: limiters.Cost
-    _actual: dict[str, int]
     _engine: engines.Engine
-    _costs: Mapping[str, float] | None
-    _timeout_seconds: float | None
+    # Costs of other dimensions, and the timeout; None where neither was given.
+    _options: tuple[Mapping[str, float] | None, float | None] | None
     _window: int
-    # The short path's opening that it came through, told when it ends on the exact one.
-    _opening: int
+    _limiter: limiters.Limiter
+    _exact: _Exact
     # What the user gave, ints on the short path and checked on the exact one.
     _requests: Any
     _tokens: Any
+    # Tokens used: as reserved, until settled.
     _used: Any
 
     # Entering and leaving
+
+    def set_options(self, costs: Mapping[str, float] | None, timeout_seconds: float | None) -> None:
+        """Costs of other dimensions, and how long entering may take. Raises `InvalidArgument`."""
+        self._options = costs, checked_timeout(timeout_seconds)
+        if costs is not None:
+            self._window = _NEW_WITH_COSTS
 
     def _enter_short(self) -> bool:
         """Try the limiter's short path; False: nothing was done, take the exact one.
@@ -92,8 +94,10 @@ class BasePermit:
             limiter = engine.limiter
             if (
                 now < limiter.fast_until
-                and 0 <= requests <= limiter.fast_requests
-                and 0 <= tokens <= limiter.fast_tokens
+                and requests >= 0
+                and requests <= limiter.fast_requests
+                and tokens >= 0
+                and tokens <= limiter.fast_tokens
                 and tokens <= limiter.token_bound
                 and limiter.fast_calls > 0
             ):
@@ -102,21 +106,17 @@ class BasePermit:
                 limiter.fast_calls -= 1
                 self._window = limiter.window
                 self._limiter = limiter
-                self._shape = limiter.shape  # type: ignore[assignment]  # open, so there are terms
-                self._admitted_at = now
                 return True
         return False
 
     def _exit_short(self) -> bool:
         """Undo the short path's counters if its opening is still the same; False: take the exact path."""
         limiter = self._limiter
-        used = self._used
         with self._engine.lock:
             if limiter.window != self._window:
                 return False
             limiter.fast_calls += 1
-            if used >= 0:
-                limiter.fast_tokens += self._tokens - used
+            limiter.fast_tokens += self._tokens - self._used
             self._window = _OVER
         return True
 
@@ -125,10 +125,10 @@ class BasePermit:
         default = self._engine.limiter.token_default
         if default < 0:
             return False
-        self._tokens = default
+        self._tokens = self._used = default
         if self._enter_short():
             return True
-        self._tokens = None
+        self._tokens = self._used = None
         return False
 
     def try_enter(self) -> bool:
@@ -148,7 +148,8 @@ class BasePermit:
         if tokens is not None:
             tokens = _plain(tokens, "tokens")
             quantity.to_micros(tokens, field="tokens")
-        costs = {name: _plain(units, name) for name, units in (self._costs or {}).items()}
+        given = (self._options[0] if self._options else None) or {}
+        costs = {name: _plain(units, name) for name, units in given.items()}
         for name, units in costs.items():
             quantity.to_micros(units, field=name)
         return engines.Request(requests, tokens, costs)
@@ -157,35 +158,35 @@ class BasePermit:
         """Take over what an admitted ticket holds."""
         waiter = ticket.waiter
         assert waiter is not None and waiter.admitted_at is not None and ticket.shape is not None
-        self._limiter, self._shape = ticket.limiter, ticket.shape
-        self._admitted_at, self._cost = waiter.admitted_at, waiter.cost
-        self._actual = {}
-        self._window = self._opening = _EXACT
+        self._limiter = ticket.limiter
+        self._exact = _Exact(ticket.shape, waiter.admitted_at, waiter.cost, _EXACT)
+        self._window = _EXACT
 
-    def _to_exact(self) -> None:
+    def _to_exact(self) -> _Exact:
         """From now on a permit of the exact path, as if it had been admitted there."""
-        if self._window >= 0:
-            self._opening = self._window
-            self._cost = self._shape.short_cost(self._requests, self._tokens)
-            self._actual = {}
-            if self._used >= 0:
-                self._actual[limiters.TOKENS] = self._used * quantity.MICRO
+        window = self._window
+        if window >= 0:
+            opening = self._engine.opening(self._limiter, window)
+            cost = opening.shape.short_cost(self._requests, self._tokens)
+            self._exact = _Exact(opening.shape, opening.opened_at, cost, window)
+            if self._used != self._tokens:
+                self._exact.actual[limiters.TOKENS] = self._used * quantity.MICRO
             self._window = _EXACT
+        return self._exact
 
     def _exit_exact(self) -> None:
         if self._window == _OVER:
             return
-        self._to_exact()
+        exact, overdue_seconds = self._to_exact(), -self.remaining_seconds
         self._window = _OVER
         self._engine.release(
-            self._limiter, self._shape, self._cost, self._actual, self._admitted_at, self._opening
+            self._limiter, exact.shape, exact.cost, exact.actual, exact.admitted_at, exact.window
         )
-        overdue_seconds = -self.remaining_seconds
         if overdue_seconds > 0:
             _log.warning(
                 "call_overdue",
                 budget=self._engine.budget,
-                max_call_seconds=self._shape.terms.max_call_seconds,
+                max_call_seconds=exact.shape.terms.max_call_seconds,
                 overdue_seconds=round(overdue_seconds, 3),
             )
 
@@ -207,7 +208,8 @@ class BasePermit:
         if (
             self._window >= 0
             and tokens.__class__ is int
-            and 0 <= tokens <= self._tokens
+            and tokens >= 0
+            and tokens <= self._tokens
             and requests is None
             and costs is None
         ):
@@ -226,29 +228,36 @@ class BasePermit:
             given[limiters.TOKENS] = tokens
         if requests is not None:
             given[limiters.REQUESTS] = requests
-        stocks = self._shape.stocks
+        exact = self._to_exact()
         actual = {}
         for name, units in given.items():
-            field = {limiters.TOKENS: "tokens", limiters.REQUESTS: "requests"}.get(name, name)
-            if name not in stocks:
-                raise errors.InvalidArgument(f"{field}: this budget has no dimension {name[:63]}", field=field)
-            actual[name] = quantity.to_micros(_plain(units, field), field=field)
-        self._to_exact()
-        self._actual.update(actual)
+            where = {limiters.TOKENS: "tokens", limiters.REQUESTS: "requests"}.get(name, name)
+            if name not in exact.shape.stocks:
+                raise errors.InvalidArgument(f"{where}: this budget has no dimension {name[:63]}", field=where)
+            actual[name] = quantity.to_micros(_plain(units, where), field=where)
+        exact.actual.update(actual)
 
     def refund(self) -> None:
         """The request was never sent: nothing of it was used. Raises `FailedPrecondition` after exit."""
         if self._window <= _OVER:
             self._settle_exact(None, None, None)
-        self._to_exact()
-        self._actual = dict.fromkeys(self._shape.stocks, 0)
+        exact = self._to_exact()
+        exact.actual = dict.fromkeys(exact.shape.stocks, 0)
 
     @property
     def remaining_seconds(self) -> float:
-        """Until this call must have ended (the budget's ``max_call_seconds``); negative when it is overdue."""
-        if self._window <= _NEW:
-            return math.inf
-        return self._admitted_at + self._shape.terms.max_call_seconds - self._engine.now()
+        """Until this call must have ended (the budget's ``max_call_seconds``); negative when it is overdue.
+
+        Infinity before it was entered, 0 when it is over.
+        """
+        if self._window <= _OVER:
+            return math.inf if self._window != _OVER else 0.0
+        if self._window >= 0:
+            opening = self._engine.opening(self._limiter, self._window)
+            admitted_at, terms = opening.opened_at, opening.shape.terms
+        else:
+            admitted_at, terms = self._exact.admitted_at, self._exact.shape.terms
+        return admitted_at + terms.max_call_seconds - self._engine.now()
 
 
 class Permit(BasePermit):
@@ -272,8 +281,10 @@ class Permit(BasePermit):
                 limiter = engine.limiter
                 if (
                     now < limiter.fast_until
-                    and 0 <= requests <= limiter.fast_requests
-                    and 0 <= tokens <= limiter.fast_tokens
+                    and requests >= 0
+                    and requests <= limiter.fast_requests
+                    and tokens >= 0
+                    and tokens <= limiter.fast_tokens
                     and tokens <= limiter.token_bound
                     and limiter.fast_calls > 0
                 ):
@@ -282,8 +293,6 @@ class Permit(BasePermit):
                     limiter.fast_calls -= 1
                     self._window = limiter.window
                     self._limiter = limiter
-                    self._shape = limiter.shape  # type: ignore[assignment]  # open, so there are terms
-                    self._admitted_at = now
                     return self
         self._enter_exact()
         return self
@@ -293,12 +302,10 @@ class Permit(BasePermit):
     ) -> None:
         # `_exit_short`, once more.
         limiter = self._limiter
-        used = self._used
         with self._engine.lock:
             if limiter.window == self._window:
                 limiter.fast_calls += 1
-                if used >= 0:
-                    limiter.fast_tokens += self._tokens - used
+                limiter.fast_tokens += self._tokens - self._used
                 self._window = -2  # _OVER
                 return
         self._exit_exact()
@@ -319,21 +326,21 @@ class Permit(BasePermit):
             return
         engine, request = self._engine, self._request()
         engine.ensure_started()
-        timeout_seconds = self._timeout_seconds
+        timeout_seconds = self._options[1] if self._options else None
         gate = gates.ThreadGate()
         ticket = engine.submit(request, gate)
         if not ticket.is_admitted:
-            deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-            self._wait(ticket, gate, deadline)
+            self._wait(ticket, gate, timeout_seconds)
         self._bind(ticket)
 
-    def _wait(self, ticket: engines.Ticket, gate: gates.ThreadGate, deadline: float | None) -> None:
+    def _wait(self, ticket: engines.Ticket, gate: gates.ThreadGate, timeout_seconds: float | None) -> None:
         engine = self._engine
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         try:
             while not engine.claim(ticket):
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
-                    raise not_admitted(engine, self._timeout_seconds)
+                    raise not_admitted(engine, timeout_seconds)
                 gate.wait(remaining)
         except BaseException:
             engine.abandon(ticket)
@@ -364,8 +371,7 @@ class AsyncPermit(BasePermit):
         # As asyncio.timeout does: a cancellation that came from elsewhere stays one.
         if self._is_overdue and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise errors.DeadlineExceeded(
-                f"budget {self._engine.budget}: the call took longer than max_call_seconds "
-                f"({self._shape.terms.max_call_seconds:g} s)"
+                f"budget {self._engine.budget}: the call took longer than max_call_seconds allows"
             ) from error
 
     def release(self) -> None:
@@ -394,7 +400,7 @@ class AsyncPermit(BasePermit):
             return
         engine, request = self._engine, self._request()
         engine.ensure_started()
-        timeout_seconds = self._timeout_seconds
+        timeout_seconds = self._options[1] if self._options else None
         gate = gates.LoopGate()
         ticket = engine.submit(request, gate)
         if not ticket.is_admitted:
@@ -454,8 +460,9 @@ def prepare(
     permit._engine = engine
     permit._requests = requests
     permit._tokens = tokens
-    permit._costs = costs
-    permit._timeout_seconds = timeout_seconds
-    permit._window = _NEW if costs is None else _NEW_WITH_COSTS
-    permit._used = _AS_RESERVED
+    permit._window = _NEW
+    permit._used = tokens
+    permit._options = None
+    if costs is not None or timeout_seconds is not None:
+        permit.set_options(costs, timeout_seconds)
     return permit

@@ -11,9 +11,9 @@ never charged more than it used. Any other call ends by `release`. The short pat
 
 - admit `r` requests and `t` tokens, plain ints and no other cost, if `now < fast_until`,
   `0 <= r <= fast_requests`, `0 <= t <= min(fast_tokens, token_bound)` and `fast_calls > 0`: take them off the
-  counters and one off `fast_calls`, remember `window` and `shape`;
+  counters and one off `fast_calls`, remember `window`;
 - end it, having used `u <= t` tokens, if `window` is still the same: `fast_calls += 1`, `fast_tokens += t - u`;
-  else by `release` with that `window`.
+  else by `release` with that `window`, and what `opening` tells of it.
 """
 
 from collections import deque
@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from leasehold.core import errors
 from leasehold.core.budget import messages, model, quantity, stock
 
-#: A counter that never binds: the budget has no such dimension.
-_UNBOUND = 1 << 60
+#: A counter that never binds: the budget has no such dimension. It is above any limit, and of one digit inside
+#: the interpreter, which compares such integers quickly.
+_UNBOUND = (1 << 30) - 1
 
 #: In place of a window's number: admitted on the exact path.
 EXACT = -1
@@ -72,6 +73,20 @@ class Shape:
         )
 
 
+@dataclass(slots=True, eq=False)
+class Opening:
+    """One opening of the short path: all of it was charged in the bucket of `opened_at`.
+
+    `requests`, `tokens` and `calls` are what was taken and has not been told as settled.
+    """
+
+    shape: Shape
+    opened_at: float
+    requests: int = 0
+    tokens: int = 0
+    calls: int = 0
+
+
 class Limiter:
     """Admission control of one holder on one budget.
 
@@ -84,6 +99,7 @@ class Limiter:
         "_fast_base",
         "_fast_open_from",
         "_names",
+        "_open_window",
         "_request_stock",
         "_token_stock",
         "_totals",
@@ -152,7 +168,8 @@ class Limiter:
         self._fast_base = (0, 0, 0)
         self._fast_open_from = 0.0
         #: What was taken through openings whose calls have not all ended: whole requests and tokens, and calls.
-        self._unended: dict[int, list[int]] = {}
+        self._unended: dict[int, Opening] = {}
+        self._open_window = 0
 
     # Terms and lease
 
@@ -495,12 +512,12 @@ class Limiter:
     def _end_unended(self, window: int, cost: Mapping[str, int]) -> None:
         """One call fewer of an opening; what the last one leaves was settled by those that ended in it."""
         left = self._unended[window]
-        left[0] -= cost.get(REQUESTS, 0) // quantity.MICRO
-        left[1] -= cost.get(TOKENS, 0) // quantity.MICRO
-        left[2] -= 1
-        if not left[2]:
+        left.requests -= cost.get(REQUESTS, 0) // quantity.MICRO
+        left.tokens -= cost.get(TOKENS, 0) // quantity.MICRO
+        left.calls -= 1
+        if not left.calls:
             del self._unended[window]
-            self._settle_whole(left[0], left[1])
+            self._settle_whole(left.requests, left.tokens)
 
     def _settle_whole(self, requests: int, tokens: int) -> None:
         settled = self._totals.settled
@@ -528,6 +545,14 @@ class Limiter:
 
     # The short path's counters
 
+    def opening(self, window: int) -> "Opening":
+        """The opening of the short path that a call came through which has not ended."""
+        ended = self._unended.get(window)
+        if ended is not None:
+            return ended
+        assert self.shape is not None
+        return Opening(self.shape, self._fast_open_from)
+
     def fold(self, now: float) -> None:
         """Bring what the short path took into the stocks, and close it."""
         base_requests, base_tokens, base_calls = self._fast_base
@@ -546,7 +571,9 @@ class Limiter:
             )
         if calls and self._call_stock is not None:
             self._call_stock.in_use += calls * quantity.MICRO
-            self._unended[self.window] = [requests, tokens, calls]
+            assert self.shape is not None
+            opened_at = self._fast_open_from
+            self._unended[self._open_window] = Opening(self.shape, opened_at, requests, tokens, calls)
         elif requests or tokens:
             self._settle_whole(requests, tokens)
         if requests or tokens:
@@ -579,6 +606,7 @@ class Limiter:
         self.fast_calls = self._call_stock.free // quantity.MICRO
         self._fast_base = (requests, tokens, self.fast_calls)
         self._fast_open_from = now
+        self._open_window = self.window
         self.fast_until = until
 
     # What reports say
