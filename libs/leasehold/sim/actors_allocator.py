@@ -188,8 +188,9 @@ class Replica(actors.Process):
 
     def _changed(self) -> None:
         self._is_dirty = True
-        self.world.check(self)
-        if not self._is_committing:
+        if self._is_committing:
+            self.world.check(self)
+        else:
             self._finish()
 
     def _time_passed(self) -> None:

@@ -325,14 +325,17 @@ class HolderProcess(actors.Process):
 
     # What is true of it
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it can never admit again."""
+        return not self.is_alive or self.core.state is holders.HolderState.ENDED
+
     def physical(self) -> dict[str, int]:
         """Micro-units that it has spent and the provider may count, or that it may still spend."""
         now = self.now
         limiter = self.limiter
-        if not self.is_alive or self.is_frozen or limiter.terms is None or now >= limiter.expires_at:
-            spent = self.world.auditor.spent(self.scheduler.now, self.incarnation)
-            if not self.is_alive or not self.is_frozen or now >= limiter.expires_at:
-                return spent
+        if self.is_over or limiter.terms is None or now >= limiter.expires_at:
+            return self.world.auditor.spent(self.scheduler.now, self.incarnation)
         for held in limiter.stocks.values():
             if isinstance(held, stock.RateStock):
                 held.advance(now)

@@ -64,6 +64,8 @@ class World:
         self.holders: dict[str, actors_holder.HolderProcess] = {}
         #: Every process life that ever was, by incarnation.
         self.lives: dict[str, actors_holder.HolderProcess] = {}
+        #: Those of them that have, or may still get, something.
+        self._spending: dict[str, actors_holder.HolderProcess] = {}
         self.unaries: list[actors_unary.UnaryHolder] = []
         self.leader_changes = 0
         self.checks = 0
@@ -125,7 +127,7 @@ class World:
             load=self.scenario.load_of(name),
         )
         self.holders[name] = holder
-        self.lives[incarnation] = holder
+        self.lives[incarnation] = self._spending[incarnation] = holder
         return holder
 
     def is_visible(self, process: messages.ProcessKey, _replica: actors_allocator.Replica) -> bool:
@@ -173,7 +175,14 @@ class World:
         name = life.name if self.rng.random() < 0.5 else f"{life.name}-child"
         if name in self.holders and name != life.name and self.holders[name].is_alive:
             return
-        self.start_holder(name, place=life.place.split("/")[0], clock=life.clock)
+        child = self.start_holder(name, place=life.place.split("/")[0], clock=life.clock)
+        if name != life.name:
+            self.scheduler.after(self.rng.uniform(0.5, 4.0), lambda: self._child_ends(child))
+
+    def _child_ends(self, child: actors_holder.HolderProcess) -> None:
+        if self.holders.get(child.name) is child:
+            self.crash_holder(child.name, restart_after=None)
+            del self.holders[child.name]
 
     def woke_from_suspend(self, life: actors_holder.HolderProcess, seconds: float) -> None:
         """A machine slept: CLOCK_BOOTTIME, which holders read, has gone on."""
@@ -317,13 +326,10 @@ class World:
     def physical(self) -> dict[str, dict[str, int]]:
         """What every life, and every script, physically has."""
         physical = {}
-        for incarnation, life in self.lives.items():
-            if life.is_alive:
-                physical[incarnation] = life.physical()
-            else:
-                spent = self.auditor.spent(self.scheduler.now, incarnation)
-                if spent:
-                    physical[incarnation] = spent
+        for incarnation, life in list(self._spending.items()):
+            physical[incarnation] = amounts = life.physical()
+            if life.is_over and not any(amounts.values()):
+                del self._spending[incarnation]
         for unary in self.unaries:
             physical.update(unary.physical())
         return physical
