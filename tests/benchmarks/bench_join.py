@@ -175,7 +175,7 @@ def _measure(staff: workers.Workers, clock: EtcdClock, *, joins: int, deaths: in
 def run() -> list[harness.Result]:
     """Joins and deaths."""
     with harness.control_plane() as plane:
-        harness.put_budget(plane.addresses, WARM, {"max_concurrent_requests": 1_000.0})
+        harness.put_budget(plane.addresses, WARM, {"max_concurrent_requests": 1_000.0}, orphan_seconds=0.0)
         harness.put_budget(plane.addresses, CALM, LIMITS)
         harness.put_budget(plane.addresses, MORTAL, LIMITS, **MORTAL_SETTINGS)
         harness.put_budget(plane.addresses, BUSY, BUSY_LIMITS, **BUSY_SETTINGS)

@@ -23,7 +23,7 @@ from leasehold.api.budget.v1 import lease_pb2
 from leasehold.rpc import channel as channels
 
 #: A stream looks for reports that are due so often; each refresh interval has a whole number of looks.
-TICK_SECONDS = 0.05
+TICK_SECONDS = 0.25
 RATES = ("rpm_limit", "tpm_limit")
 COOLING_STEPS = 8
 #: Part of a share that cools, as a lightly used holder's does.
