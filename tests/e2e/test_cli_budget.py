@@ -1,7 +1,9 @@
 """`leasehold budget ...` against a running `leasehold up`, with workers that use the client library."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -189,6 +191,27 @@ def test_watch_tells_each_change_as_a_line_of_json_until_ctrl_c(team: cli_scene.
     after = json.loads(joined)
     counted = sum(holder["bound"]["rpm_limit"] for holder in after["holders"])
     assert counted + after["pool"]["rpm_limit"] == after["limits_in_force"]["rpm_limit"] == 800
+
+
+def test_on_a_terminal_a_watch_repaints_its_table_in_place(team: cli_scene.Up) -> None:
+    master, slave = pty.openpty()
+    command = [*cli_scene.LEASEHOLD, "budget", "watch", TEAM, "--addr", team.addr, "--count=2"]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave, env=env) as watch:
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the last process of the terminal has gone
+            while part := os.read(master, 4096):
+                shown += part
+    os.close(master)
+
+    text = shown.decode()
+    assert watch.returncode == 0, text
+    heading = "HOLDER   STATE  ACTIVE  CONCURRENT  RPM    TPM  WORKERS"
+    assert text.count(heading) >= 2
+    up_a_line = "\x1b[1A"
+    assert up_a_line in text
+    assert text.endswith("\x1b[?25h")  # the cursor is back
 
 
 def test_a_definition_that_was_printed_can_be_applied_again(up: cli_scene.Up, ask: Ask) -> None:

@@ -14,7 +14,9 @@ import threading
 from pathlib import Path
 
 import cli_scene
+import psycopg
 import pytest
+from leasehold.cli import main
 from leasehold.devstack import etcd_binary, identity, records
 
 NOBODY = 65534
@@ -103,61 +105,64 @@ def test_what_a_killed_one_left_is_ended_by_down_and_by_the_next_start(data_dir:
 
 @pytest.mark.parametrize("flag", ["--port", "--etcd-port", "--etcd-peer-port", "--postgres-port"])
 def test_a_taken_port_is_told_with_its_holder_and_the_flag_and_nothing_starts(
-    tmp_path: Path, flag: str
+    tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags, _ = cli_scene.port_flags()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ran = cli_scene.leasehold("up", f"--data-dir={tmp_path}", *flags, f"{flag}={port}")
+        code = main.run(["up", f"--data-dir={tmp_path}", *flags, f"{flag}={port}"])
 
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith(f"leasehold: port {port} is taken, held by PID {os.getpid()} (")
-    assert ran.stderr.endswith(f"; choose another with {flag}\n")
-    assert ran.stderr.count("\n") == 1
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert err.startswith(f"leasehold: port {port} is taken, held by PID {os.getpid()} (")
+    assert err.endswith(f"; choose another with {flag}\n")
+    assert err.count("\n") == 1
     assert records.Records(tmp_path).read() == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "env", "told"),
+    ("arguments", "worker_count", "told"),
     [
         (
             ["--port=7478", "--allocators=2"],
-            {},
+            "",
             "--port: an allocator's would be 7479, which is --etcd-port too",
         ),
-        (["--budgets=/nonexistent.yaml"], {}, "file: /nonexistent.yaml: No such file or directory"),
-        (["--budgets=-"], {}, "--budgets: a file is followed, which - is not"),
-        ([], {"WORKER_COUNT": "many"}, "WORKER_COUNT: 'many' is not a whole number of 1 to 100000"),
-        ([], {"WORKER_COUNT": "²"}, "WORKER_COUNT: '²' is not a whole number of 1 to 100000"),
-        ([], {"WORKER_COUNT": "0"}, "WORKER_COUNT: '0' is not a whole number of 1 to 100000"),
+        (["--budgets=/nonexistent.yaml"], "", "file: /nonexistent.yaml: No such file or directory"),
+        (["--budgets=-"], "", "--budgets: a file is followed, which - is not"),
+        ([], "many", "WORKER_COUNT: 'many' is not a whole number of 1 to 100000"),
+        ([], "²", "WORKER_COUNT: '²' is not a whole number of 1 to 100000"),
+        ([], "0", "WORKER_COUNT: '0' is not a whole number of 1 to 100000"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_nothing_starts(
-    tmp_path: Path, arguments: list[str], env: dict[str, str], told: str
+    tmp_path: Path,
+    arguments: list[str],
+    worker_count: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "untouched"
+    monkeypatch.setenv("WORKER_COUNT", worker_count)
 
-    ran = cli_scene.leasehold("up", f"--data-dir={folder}", *arguments, env=env)
+    code = main.run(["up", f"--data-dir={folder}", *arguments])
 
-    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", f"leasehold: {told}\n")
+    assert (code, *capsys.readouterr()) == (1, "", f"leasehold: {told}\n")
     assert not folder.exists()
 
 
-def test_worker_count_is_who_the_example_is_for(data_dir: Path) -> None:
-    with cli_scene.up(data_dir) as up:
-        for name in budget_names(up):
-            assert up.run("budget", "delete", name).returncode == 0
-        up.stop()
-    with cli_scene.up(data_dir, env={"WORKER_COUNT": "7"}) as up:
-        document = json.loads(up.run("budget", "get", "llm-api", "-o", "json").stdout)
+def test_there_is_no_default_folder_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
 
-    assert document["expected_workers"] == 7
-    assert document["limits_in_force"] == {
-        "max_concurrent_requests": 40,
-        "rpm_limit": 800,
-        "tpm_limit": 40000,
-        "num_workers": 40,
-    }
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", without_home)
+
+    assert main.run(["down"]) == 1
+    assert capsys.readouterr().err == "leasehold: --data-dir: needed, you have no home folder\n"
 
 
 def test_a_budgets_file_is_what_is_there_instead_of_the_example(data_dir: Path, tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_with_three_allocators_commands_and_watches_outlive_the_leader(data_dir:
             watch.communicate(timeout=cli_scene.PATIENCE_SECONDS)
         cli_scene.until(lambda: any("2 of 3 allocators go on" in line for line in up.said), "it is told")
         assert up.process.poll() is None
-        assert up.stop() == 0
+        assert up.stop(signal.SIGHUP) == 0  # its terminal was closed
     assert cli_scene.left_over(data_dir) == []
 
 
@@ -221,21 +226,30 @@ def test_a_part_that_ends_by_itself_ends_all_and_is_named(data_dir: Path, name: 
     assert cli_scene.left_over(data_dir) == []
 
 
-def test_servers_of_the_users_own_are_used_and_stay(
+def test_servers_of_the_users_own_are_used_and_the_example_is_for_worker_count(
     tmp_path: Path, etcd_server: str, etcd_prefix: str, postgres_dsn: str
 ) -> None:
     own = {
         "LEASEHOLD_ETCD_ENDPOINTS": etcd_server,
         "LEASEHOLD_ETCD_PREFIX": etcd_prefix,
         "LEASEHOLD_POSTGRES_DSN": postgres_dsn,
+        "WORKER_COUNT": "7",
     }
     with cli_scene.up(tmp_path, env=own) as up:
         assert [name.partition("-")[0] for name in up.children] == ["allocator"]
         assert f"http://{etcd_server}" in up.told[1]
-        assert budget_names(up) == ["llm-api"]
-        up.stop()
-    with cli_scene.up(tmp_path, env=own) as up:
-        assert budget_names(up) == ["llm-api"]
+        password = psycopg.conninfo.conninfo_to_dict(postgres_dsn)["password"]
+        assert str(password) not in "".join([*up.told, *up.said])
+        document = json.loads(up.run("budget", "get", "llm-api", "-o", "json").stdout)
+    assert document["expected_workers"] == 7
+    assert document["limits_in_force"] == {
+        "max_concurrent_requests": 40,
+        "rpm_limit": 800,
+        "tpm_limit": 40000,
+        "num_workers": 40,
+    }
+    with psycopg.connect(postgres_dsn) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def nobody_who_can_run_python() -> tuple[str, ...]:

@@ -17,11 +17,13 @@ def test_version_is_told_in_every_form(capsys: pytest.CaptureFixture[str]) -> No
     version = capsys.readouterr().out.strip()
     assert main.run(["version"]) == 0
     assert capsys.readouterr().out == f"leasehold {version}\n"
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"leasehold {version}\n"
     assert main.run(["version", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == version
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["budget", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["budget", "-h"]])
 def test_help_tells_the_exit_codes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments) == 0
 

@@ -26,20 +26,36 @@ EXIT_CODES = (
 
 app = typer.Typer(
     name="leasehold",
-    help="Lease API budgets, hosts and model servers to ML workers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(budget.app, name="budget", help="Define, read and rehearse budgets.", epilog=EXIT_CODES)
 
 DataDir = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER", help="Keeps everything; else $XDG_STATE_HOME/leasehold/up, in ~/.local/state"
+        metavar="FOLDER", help="Keeps everything; else ~/.local/state/leasehold/up (see XDG_STATE_HOME)"
     ),
 ]
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    is_version_asked: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Lease API budgets, hosts and model servers to ML workers."""
 
 
 @app.command()
@@ -91,7 +107,7 @@ def up(
 
     All on this machine and on loopback; not for production. Your own servers are used instead where
     LEASEHOLD_ETCD_ENDPOINTS (host:port,host:port) or LEASEHOLD_POSTGRES_DSN (a connection string) is set. A
-    new folder gets an example budget, llm-api, for WORKER_COUNT workers (4).
+    new folder gets an example budget, llm-api, for WORKER_COUNT workers, else 4.
     """
     from leasehold.cli import up as ups
 
