@@ -107,6 +107,8 @@ class DrivenHolder:
         self.auditor = auditor
         #: (instant, whether it was an answer, the grant) of everything heard.
         self.heard: list[tuple[float, messages.Grant]] = []
+        #: Instants at which reports were sent, by sequence.
+        self.sent: dict[int, float] = {}
         self.failures: list[errors.LeaseholdError] = []
         self._release: messages.Release | None = None
         self._poke = asyncio.Event()
@@ -149,6 +151,10 @@ class DrivenHolder:
     def answers_since(self, at: float) -> list[tuple[float, messages.Grant]]:
         """Renewals that were answered after `at`."""
         return [(when, grant) for when, grant in self.heard if when > at and grant.answered_sequence]
+
+    def renewed_since(self, at: float) -> list[messages.Grant]:
+        """Answers to reports that were sent after `at`."""
+        return [g for _, g in self.heard if g.answered_sequence and self.sent[g.answered_sequence] > at]
 
     # Connection
 
@@ -241,6 +247,7 @@ class DrivenHolder:
             wait = self.core.report_due(at) - at
             if wait <= 0:
                 report = lease_codec.encode_report(self.core.make_report(at))
+                self.sent[report.sequence] = at
                 try:
                     await stream.write(wire.HoldLeasesRequest(reports=[report]))
                 except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):

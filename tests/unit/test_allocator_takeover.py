@@ -65,7 +65,8 @@ class Installation:
             clock=clock.ManualClock(),
             randomness=random.Random(1),
         )
-        async with candidate:
+        # A bound for what would hang; nothing here takes long.
+        async with asyncio.timeout(10), candidate:
             task: asyncio.Task[None] = asyncio.create_task(leader.run(etcd, candidate))
             try:
                 yield leader, task
