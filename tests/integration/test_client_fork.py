@@ -164,6 +164,7 @@ def test_processes_of_multiprocessing_lease_side_by_side_while_the_parent_goes_o
         )
 
     assert _incarnations(allocator) == {"w": 1, "w-*": 3}
+    assert len(allocator.releases) == 4, "each gives its lease back when it ends"
 
 
 def test_a_grandchild_leases_too() -> None:

@@ -117,6 +117,7 @@ class Runtime:
             key = next(key for key, each in self._engines.items() if each is engine)
             if self._io is None:
                 self._io = IoThread()
+                self._close_with_process()
             io = self._io
             if engine.holder.process is None:
                 engine.holder.process = engines.own_process()
@@ -158,6 +159,12 @@ class Runtime:
         concurrent.futures.wait(pending, CLOSE_SECONDS)
         if io is not None:
             io.stop(CLOSE_SECONDS / 2)
+
+    def _close_with_process(self) -> None:
+        # Processes of multiprocessing end past atexit, but not past its own finalizers.
+        process, util = (sys.modules.get(f"multiprocessing.{name}") for name in ("process", "util"))
+        if process is not None and util is not None and process.parent_process() is not None:
+            util.Finalize(None, self.close, exitpriority=0)
 
     def _give_up_wholly(self, engine: engines.Engine) -> list[concurrent.futures.Future[None]]:
         key = next(key for key, each in self._engines.items() if each is engine)
