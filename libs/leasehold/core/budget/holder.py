@@ -346,7 +346,10 @@ class Holder:
     def _apply(self, grant: messages.Grant, now: float) -> None:
         if grant.terms is not None and grant.answered_sequence == 0:
             self.limiter.set_terms(grant.terms, now)
-        self.total_workers, self.active_workers = grant.total_workers, grant.active_workers
+        self.total_workers = grant.total_workers
+        if self.limiter.terms is not None and (grant.active_workers != self.active_workers or grant.terms):
+            self.limiter.set_pace(grant.active_workers, now)
+        self.active_workers = grant.active_workers
         # With new terms a dimension may be new, whose amount the same version has told in vain.
         is_known = grant.version == self.version and grant.terms is None
         if grant.version < self.version or is_known:

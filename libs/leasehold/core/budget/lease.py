@@ -54,6 +54,9 @@ class Lease:
     is_confirmed: bool = False
     #: It is known when the last report was made; else only when it arrived.
     is_age_known: bool = False
+    #: Last version of its first report to this leader: before it has acknowledged that, it may be paced as the
+    #: leader before had told it.
+    recovered_version: int = 0
     #: Longest TTL that an answer in force may have promised, seconds.
     ttl_seconds: float = 0.0
     #: Most that the holder may go on using after expiry, for the budget's safe TTL.
@@ -122,19 +125,15 @@ class Lease:
             return True
         return report.lease_id == 0 and self.is_confirmed
 
-    def credit_max(self, index: int) -> int:
-        """Most that pacing gives at once between the last report and now: the burst, and what growths add."""
-        share = burst = self.acknowledged_share(index)
-        for _, caps in self.unacknowledged:
-            burst += max(0, caps[index] - share)
-            share = caps[index]
-        return burst
-
-    def acknowledged_share(self, index: int) -> int:
-        """Largest share that the holder may have paced by when it last reported."""
-        if not self.unacknowledged:
-            return self.caps[index]
-        return min(self.held[index], self.bound[index]) if self.held else self.caps[index]
+    def growth(self, index: int) -> int:
+        """What the growths of a share since the last report add up to: each gives credit at once."""
+        growth = 0
+        if self.unacknowledged:
+            share = min(self.held[index], self.bound[index]) if self.held else self.caps[index]
+            for _, caps in self.unacknowledged:
+                growth += max(0, caps[index] - share)
+                share = caps[index]
+        return growth
 
     def share_max(self, index: int) -> int:
         """Largest share of a dimension that the holder may be pacing by."""
@@ -170,6 +169,15 @@ class Stranded:
     is_quarantine: bool
     #: When this was written, the holder may have had its lease for so long yet: a new leader waits for that too.
     ttl_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How holders may have been paced lately beside their own shares; micro-units by dimension."""
+
+    share_max: Vector
+    #: What all growths of the pace since then add up to: each gave credit at once.
+    growth: Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +245,16 @@ def strand_unknown(
     return [part for part in stranded if part.amount > 0]
 
 
-def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: bool) -> list[Stranded]:
+def strand_lost(
+    lease: Lease, rules: StrandRules, end: float, *, is_certified: bool, pace: Pace | None
+) -> list[Stranded]:
     """What a lease leaves that ends at `end` by expiry, or by a certified death.
 
     Calls count until `end` + max_call (orphan_seconds if certified). Of a rate, what is known to cool returns
     when cool; what may be spent between the last report and `end` (at most the pace allows, and no more than was
     free, has cooled since, or was refundable) is quarantined for window + jitter; the rest returns at `end`.
     Without a certificate the holder may go on with its safe capacity: that is quarantined from when this ends.
+    `pace` None: it is not known how the holder was paced.
     """
     if not lease.is_tracked or lease.is_recovered or rules.charged_at is model.ChargedAt.COMPLETION:
         return strand_unknown(lease, rules, end, is_certified=is_certified)
@@ -261,7 +272,7 @@ def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: b
         if not dimension.is_rate:
             strand(index, amount - safe, lost_at)
             continue
-        unknown = min(amount - safe, _unknown_spend(lease, dimension, index, end, is_certified=is_certified))
+        unknown = min(amount - safe, _unknown_spend(lease, dimension, index, end, pace, is_certified=is_certified))
         strand(index, unknown, lost_at)
         left = amount - safe - unknown
         # Also those that cool before an `end` that is yet to come: until then they count.
@@ -275,7 +286,13 @@ def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: b
 
 
 def _unknown_spend(
-    lease: Lease, dimension: model.Dimension, index: int, end: float, *, is_certified: bool
+    lease: Lease,
+    dimension: model.Dimension,
+    index: int,
+    end: float,
+    pace: Pace | None,
+    *,
+    is_certified: bool,
 ) -> int:
     amount = lease.bound[index]
     cooling = [part for _, part in sorted(lease.cooling_after(dimension.name, end))]
@@ -284,17 +301,17 @@ def _unknown_spend(
     refundable = min(lease.refundable[index] if lease.refundable else 0, known_cooling)
     spendable = min(amount, max(0, amount - known_cooling) + refundable)
     largest = lease.largest_cost[index] if lease.largest_cost else None
-    if largest is None or (is_certified and not lease.is_age_known):
+    is_pace_unknown = pace is None or any(v <= lease.recovered_version for v, _ in lease.unacknowledged)
+    if largest is None or is_pace_unknown or (is_certified and not lease.is_age_known):
         # A report may have been long on its way, and its holder spending ever since.
         return spendable
     # Up to expiry the holder spent for a TTL at most, however long its last report was on its way.
     elapsed = end - lease.last_report_at
     if not is_certified:
         elapsed = max(elapsed, lease.ttl_seconds)
-    paced = (
-        stock.pace_bound(lease.share_max(index), elapsed, dimension.window_seconds)
-        + int((lease.credit_max(index) - lease.share_max(index)) * stock.PACE_BURST)
-        + refundable
-        + largest
-    )
+    assert pace is not None
+    share = max(lease.share_max(index), pace.share_max[index])
+    growth = lease.growth(index) + pace.growth[index]
+    paced = stock.pace_bound(share, elapsed, dimension.window_seconds)
+    paced += int(growth * stock.PACE_BURST) + refundable + largest
     return min(spendable, paced)

@@ -262,6 +262,16 @@ class Limiter:
                 held.advance(now)
             held.set_cap(amounts.get(name, 0))
 
+    def set_pace(self, active_workers: int, now: float) -> None:
+        """Be paced as one of so many active holders, even while less is owned."""
+        assert self.terms is not None
+        self.fold(now)
+        for dimension in self.terms.dimensions:
+            held = self.stocks[dimension.name]
+            if isinstance(held, stock.RateStock):
+                held.advance(now)
+                held.set_pace(stock.pace_share(dimension.limit, active_workers))
+
     def amounts(self) -> dict[str, int]:
         """What is owned now, micro-units by dimension."""
         return {name: held.cap for name, held in self.stocks.items()}
@@ -642,7 +652,7 @@ class Limiter:
                     largest[name] = amount
         return largest
 
-    def holdings(self, now: float, *, parts_max: int = 8) -> messages.Holdings:
+    def holdings(self, now: float, *, parts_max: int = 16) -> messages.Holdings:
         """The holder's statement of what it has; cooling is told in at most `parts_max` steps a dimension."""
         self.fold(now)
         self._advance(now)

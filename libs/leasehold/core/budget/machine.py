@@ -384,6 +384,7 @@ class BudgetMachine:
             caps = tuple(0 if book.is_overcommitted(i) else amount for i, amount in enumerate(owned))
             held.caps = caps
             held.set_caps(caps)
+            held.recovered_version = held.version
         held.acknowledge(acknowledged, owned)
         book.count(held)
         held.cooling, held.cooling_since = holdings.cooling, now
@@ -494,7 +495,8 @@ class BudgetMachine:
 
     def _lose(self, held: Lease, at: float, now: float, end: messages.LeaseEnd | None) -> None:
         """A lease ends at `at` without its holder's word; `end` None: it is certified dead."""
-        parts = leases.strand_lost(held, self.book.rules, at, is_certified=end is None)
+        pace = self.book.pace(now)
+        parts = leases.strand_lost(held, self.book.rules, at, is_certified=end is None, pace=pace)
         self._drop(held, end, parts, now)
         self.rebalancer.must_divide = True
 

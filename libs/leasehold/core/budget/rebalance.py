@@ -30,6 +30,8 @@ class Rebalancer:
     turn_ends_at: float = float("inf")
     served_count: int = 1
     rotation: int = 0
+    #: (bound, target) of who is furthest from its target, by dimension; empty where no turns are taken.
+    neediest: tuple[tuple[int, int], ...] = ()
     #: Active holders at the last division.
     active_count: int = 0
 
@@ -56,7 +58,9 @@ class Rebalancer:
             self._end_turns(book, now)
             self._divide(book)
             self.must_divide = False
+            book.note_pace(self.active_count, now)
         book.has_gained = False
+        self._note_neediest(book)
         changed = self._move(book)
         if self.division is not None and self.division.waiting - self.division.blocked:
             self._keep_turns(book, now)
@@ -234,8 +238,9 @@ class Rebalancer:
             target = held.target[index]
             if target <= held.caps[index]:
                 continue
-            # Up to what it is bound by anyway, growth costs nothing.
-            wanted[number][index] = max(held.caps[index], min(target, held.bound[index]))
+            if not self._gives_way(held, index):
+                # Up to what it is bound by anyway, growth costs nothing.
+                wanted[number][index] = max(held.caps[index], min(target, held.bound[index]))
             if target > held.bound[index]:
                 growers.append(number)
         if not growers or not free:
@@ -257,6 +262,32 @@ class Rebalancer:
                 return True
         return False
 
+    def _note_neediest(self, book: Book) -> None:
+        """Where turns are taken: of each dimension, who has the least part of its target."""
+        self.neediest = ()
+        if self.division is None or not self.division.waiting:
+            return
+        neediest: list[tuple[int, int]] = []
+        for index in range(len(book.names)):
+            least = (1, 1)
+            for held in book.leases.values():
+                bound, target = held.bound[index], held.target[index]
+                if target and bound * least[1] < least[0] * target and self._can_push(held):
+                    least = (bound, target)
+            neediest.append(least)
+        self.neediest = tuple(neediest)
+
+    def _gives_way(self, held: Lease, index: int) -> bool:
+        """Whether what a holder is giving up must go to another first.
+
+        A turn is over long before the units of a rate have cooled: if whoever had it kept them for the next one,
+        those that wait for their first would never get theirs.
+        """
+        if not self.neediest:
+            return False
+        bound, target = self.neediest[index]
+        return bound * held.target[index] < held.bound[index] * target
+
     def settle(self, book: Book, held: Lease) -> bool:
         """Bring one lease to its target as far as the pool allows, at its renewal; whether its caps changed."""
         if held.caps == held.target or held.state is not LeaseState.LIVE:
@@ -264,7 +295,9 @@ class Rebalancer:
         caps: list[int] = []
         for index, free in enumerate(book.pool()):
             cap, target = held.caps[index], held.target[index]
-            if target > cap:
+            if target > cap and self._gives_way(held, index):
+                target = cap
+            elif target > cap:
                 most = cap if book.is_overcommitted(index) else held.bound[index] + free
                 target = max(cap, min(target, most))
             caps.append(target)

@@ -19,6 +19,14 @@ PACE_BURST = 0.1
 PACE_SPEED = 1.25
 
 
+def pace_share(limit: int, active_workers: int) -> int:
+    """The share that an active holder is paced by even while it owns less, as a joiner does at first.
+
+    Its units come to it one by one as others' cool: paced by what it owns it would leave most of them unused.
+    """
+    return limit // active_workers if active_workers > 0 else 0
+
+
 def pace_bound(share: int, elapsed_seconds: float, window_seconds: float) -> int:
     """Most micro-units that a holder of `share` admits in `elapsed_seconds`, without the one request's debt."""
     return int(share * (PACE_BURST + PACE_SPEED * max(0.0, elapsed_seconds) / window_seconds)) + 1
@@ -64,6 +72,7 @@ class RateStock:
         "in_use",
         "level",
         "owed",
+        "pace_share",
         "returning",
         "width",
         "window_seconds",
@@ -84,6 +93,8 @@ class RateStock:
         #: Cooling units that leave, rather than turn free, when they have cooled.
         self.returning = 0
         self.admitted_total = 0
+        #: Paced by this share where less is owned, micro-units; see `set_pace`.
+        self.pace_share = 0
         #: Largest cost that may go into pacing debt; None is no bound.
         self.credit_max: int | None = None
         self.level = 0.0
@@ -100,7 +111,25 @@ class RateStock:
     @property
     def burst(self) -> float:
         """Most that pacing lets through at one instant, micro-units."""
-        return self.cap * PACE_BURST
+        return self._share * PACE_BURST
+
+    @property
+    def _share(self) -> int:
+        return self.cap if self.cap > self.pace_share else self.pace_share
+
+    def set_pace(self, share: int) -> None:
+        """Be paced by `share` while less is owned; `advance` first."""
+        before = self._share
+        self.pace_share = share
+        self._repace(before)
+
+    def _repace(self, before: int) -> None:
+        share = self._share
+        if share > before:
+            self.level += (share - before) * PACE_BURST
+        elif self.level > 0:
+            # A debt is not forgiven.
+            self.level = self.level * share / before
 
     def bucket(self, instant: float) -> int:
         """Number of the bucket that an admission at `instant` cools in."""
@@ -124,7 +153,7 @@ class RateStock:
                 self._kept[slot] = self._returning[slot] = 0
             self._first = last + 1
         if now > self._level_at:
-            speed = self.cap * PACE_SPEED / self.window_seconds
+            speed = self._share * PACE_SPEED / self.window_seconds
             self.level = min(self.burst, self.level + speed * (now - self._level_at))
             self._level_at = now
 
@@ -177,6 +206,7 @@ class RateStock:
     def take_over(self, old: "RateStock", now: float) -> None:
         """Own what `old` owned; what is not free there cools here from `now` on, over the whole new window."""
         self.cap, self.free, self.returning = old.cap, old.free, old.returning + old.owed
+        self.pace_share = old.pace_share
         self.level = min(old.level, self.burst)
         self.admitted_total, self.credit_max = old.admitted_total, old.credit_max
         slot = self.bucket(now) % _RING
@@ -230,13 +260,13 @@ class RateStock:
                 self._returning[slot] += taken
                 self.returning += taken
                 left, total = left - taken, total - kept
-        self.level = self.level * cap / whole
-        self.cap = cap
+        before, self.cap = self._share, cap
+        self._repace(before)
 
     def _grow(self, cap: int) -> None:
         left = cap - self.cap
-        self.level += left * PACE_BURST
-        self.cap = cap
+        before, self.cap = self._share, cap
+        self._repace(before)
         kept = min(left, self.owed)
         self.owed -= kept
         left -= kept
@@ -266,7 +296,7 @@ class RateStock:
         pace_seconds = 0.0
         wanted = min(float(cost), self.burst)
         if self.level < wanted:
-            speed = self.cap * PACE_SPEED / self.window_seconds
+            speed = self._share * PACE_SPEED / self.window_seconds
             pace_seconds = (wanted - self.level) / speed if speed > 0 else float("inf")
         lacking = cost - self.free
         if lacking <= 0:
