@@ -539,7 +539,10 @@ class Engine:
         for gate in watchers:
             gate.open()
         for listener in self._listeners:
-            listener()
+            try:
+                listener()
+            except Exception:  # noqa: BLE001  an executor's trouble must not stop the renewals
+                _log.exception("allocation_listener_failed", budget=self.budget)
 
     def _due(self, now: float) -> float:
         return min(self.holder.report_due(now), now + self.limiter.seconds_until_head(now))

@@ -7,8 +7,8 @@ points, and after a break tries the others at once. Between two tries of all it 
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final
 
 from leasehold.api.budget.v1 import budget_service_pb2
 from leasehold.client import engine as engines
@@ -65,8 +65,8 @@ class Session:
             engine.connected(self._number)
         if not self._tasks:
             self._tasks = [
-                asyncio.create_task(self._follow(), name="leasehold-session"),
-                asyncio.create_task(self._pump(), name="leasehold-pump"),
+                asyncio.create_task(_for_ever(self._follow), name="leasehold-session"),
+                asyncio.create_task(_for_ever(self._pump), name="leasehold-pump"),
             ]
         self._wake.set()
 
@@ -230,3 +230,13 @@ class Session:
         if stream is self._stream and self._reader is not None:
             self._is_dropped = True
             self._reader.cancel()
+
+
+async def _for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Leases must be renewed whatever happens: what fails unforeseen is logged, and begun anew."""
+    while True:
+        try:
+            await work()
+        except Exception:  # noqa: BLE001  anything else than cancellation
+            _log.exception("background_task_failed", task=work.__qualname__)
+            await asyncio.sleep(BACKOFF.initial_seconds)
