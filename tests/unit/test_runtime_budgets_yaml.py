@@ -24,6 +24,9 @@ def test_a_short_file_is_a_budget() -> None:
         ("budgets: [", "not YAML"),
         ("budgets:\n  - name: a\n    dimensions: {rpm_limit: 1}\n    ttl: 3\n", "did you mean ttl_seconds"),
         ("", "the file is empty"),
+        ("budgets:\n  - name: 2020-13-45\n", "not YAML"),
+        ("budgets: " + "9" * 5000, "not YAML"),
+        ("[" * 5000, "nested too deeply"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )

@@ -37,6 +37,9 @@ def parse(text: str) -> tuple[model.BudgetSpec, ...]:
         raise errors.InvalidArgument("larger than 4 MiB", field="budgets")
     try:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise errors.InvalidArgument("nested too deeply", field="budgets") from error
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a date that is none, or a number of thousands of digits.
         raise errors.InvalidArgument(f"not YAML: {' '.join(str(error).split())}", field="budgets") from error
     return codec.decode_budget_file(document)
