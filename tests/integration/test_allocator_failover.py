@@ -185,7 +185,7 @@ async def test_a_stream_cut_by_a_proxy_while_its_holder_spends_on_lets_nobody_gr
             grew_at = next(at for at, grant in other.heard if at > cut_at and grant.amounts[CALLS] > 20e6)
             # Not before the last call that it may have begun is over: TTL, then max_call.
             assert grew_at >= expired_at + 0.3
-            assert grew_at <= expired_at + 0.3 + 0.5
+            assert grew_at <= expired_at + 0.3 + 1.5
             assert view.holders
         auditor.check()
 
