@@ -212,7 +212,7 @@ class Faults:
         dimensions = []
         for index, known in enumerate(world.spec.dimensions):
             factor = rng.choice((0.5, 0.75, 1.0, 1.0, 1.5)) if known.limit < 4 * self._first(index) else 0.5
-            limit = max(quantity.MICRO, int(known.limit * factor) // quantity.MICRO * quantity.MICRO)
+            limit = int(max(known.limit * factor, self._first(index) / 2)) // quantity.MICRO * quantity.MICRO
             if known.name == "tpm_limit":
                 limit = max(limit, world.spec.max_tokens_per_request, 500 * quantity.MICRO)
             dimensions.append(dataclasses.replace(known, limit=limit))
