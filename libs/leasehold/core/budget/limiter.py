@@ -20,30 +20,15 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from leasehold.core import errors
 from leasehold.core.budget import messages, model, quantity, stock
+from leasehold.core.budget import shape as shapes
+from leasehold.core.budget.shape import EXACT, REQUESTS, TOKENS, Cost, Opening, Shape, Waiter
+
+__all__ = ("EXACT", "REQUESTS", "TOKENS", "Cost", "Limiter", "Opening", "Shape", "Waiter")
 
 #: A counter that never binds: the budget has no such dimension. It is above any limit, and of one digit inside
 #: the interpreter, which compares such integers quickly.
 _UNBOUND = (1 << 30) - 1
-
-#: In place of a window's number: admitted on the exact path.
-EXACT = -1
-
-REQUESTS = "rpm_limit"
-TOKENS = "tpm_limit"
-
-#: Micro-units by dimension, in the budget's order.
-Cost = tuple[int, ...]
-
-
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """An acquire that waits its turn. `payload` is the shell's: it wakes whoever waits."""
-
-    cost: Cost
-    payload: object = None
-    admitted_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -52,39 +37,6 @@ class Totals:
 
     settled: dict[str, int] = field(default_factory=dict)
     overdraft: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shape:
-    """A budget's terms and the stocks they made: fixed from one `Limiter.set_terms` to the next."""
-
-    terms: messages.Terms
-    stocks: Mapping[str, stock.CallStock | stock.RateStock]
-    #: The one concurrency dimension; None where there is none, or several.
-    call_name: str | None
-
-    def short_cost(self, requests: int, tokens: int) -> Cost:
-        """Micro-units of what the short path took for one permit."""
-        whole = {REQUESTS: requests, TOKENS: tokens}
-        return tuple(
-            quantity.MICRO
-            * (whole.get(name, 0) if isinstance(held, stock.RateStock) else name == self.call_name)
-            for name, held in self.stocks.items()
-        )
-
-
-@dataclass(slots=True, eq=False)
-class Opening:
-    """One opening of the short path: all of it was charged in the bucket of `opened_at`.
-
-    `requests`, `tokens` and `calls` are what was taken and has not been told as settled.
-    """
-
-    shape: Shape
-    opened_at: float
-    requests: int = 0
-    tokens: int = 0
-    calls: int = 0
 
 
 class Limiter:
@@ -176,51 +128,15 @@ class Limiter:
     def set_terms(self, terms: messages.Terms, now: float) -> None:
         """Take the budget's terms; dimensions that keep kind and window keep their state."""
         self.fold(now)
-        old_terms, old = self.terms, self.stocks
+        old = self.shape
         self.terms = terms
-        self.stocks = {}
-        for dimension in terms.dimensions:
-            kept = old.get(dimension.name)
-            if kept is not None and old_terms is not None and self._is_same(dimension, terms, old_terms, kept):
-                self.stocks[dimension.name] = kept
-            elif dimension.is_rate:
-                self.stocks[dimension.name] = self._new_rate(dimension, terms, kept, now)
-            else:
-                self.stocks[dimension.name] = stock.CallStock()
+        self.stocks = {
+            dimension.name: shapes.stock_of(dimension, terms, old, now, settled=self._settled(dimension.name))
+            for dimension in terms.dimensions
+        }
         self._names = tuple(self.stocks)
+        self.shape = Shape(terms, self.stocks)
         self._bind_roles()
-
-    def _new_rate(
-        self,
-        dimension: model.Dimension,
-        terms: messages.Terms,
-        old: stock.CallStock | stock.RateStock | None,
-        now: float,
-    ) -> stock.RateStock:
-        fresh = stock.RateStock(
-            window_seconds=dimension.window_seconds, jitter_seconds=terms.arrival_jitter_seconds, now=now
-        )
-        if isinstance(old, stock.RateStock):
-            fresh.take_over(old, now)
-        else:
-            fresh.admitted_total = self._settled(dimension.name)
-        return fresh
-
-    @staticmethod
-    def _is_same(
-        dimension: model.Dimension,
-        terms: messages.Terms,
-        old_terms: messages.Terms,
-        kept: stock.CallStock | stock.RateStock,
-    ) -> bool:
-        if not isinstance(kept, stock.RateStock):
-            return not dimension.is_rate
-        return (
-            dimension.is_rate
-            and dimension.window_seconds == kept.window_seconds
-            and terms.arrival_jitter_seconds == old_terms.arrival_jitter_seconds
-            and terms.charged_at is old_terms.charged_at
-        )
 
     def _bind_roles(self) -> None:
         terms = self.terms
@@ -228,11 +144,9 @@ class Limiter:
         requests, tokens = self.stocks.get(REQUESTS), self.stocks.get(TOKENS)
         self._request_stock = requests if isinstance(requests, stock.RateStock) else None
         self._token_stock = tokens if isinstance(tokens, stock.RateStock) else None
-        call_names = self._concurrency_names()
-        call_name = call_names[0] if len(call_names) == 1 else None
+        call_name = self.shape.call_name if self.shape is not None else None
         calls = self.stocks[call_name] if call_name is not None else None
         self._call_stock = calls if isinstance(calls, stock.CallStock) else None
-        self.shape = Shape(terms, self.stocks, call_name)
         # A budget may give a standard name another kind; the counters know the standard ones only.
         has_standard_kinds = requests is self._request_stock and tokens is self._token_stock
         self.short_path = (
@@ -244,10 +158,6 @@ class Limiter:
         micros = terms.max_tokens_per_request
         self.token_bound = micros // quantity.MICRO if micros else _UNBOUND
         self.token_default = -1 if not micros or micros % quantity.MICRO else self.token_bound
-
-    def _concurrency_names(self) -> list[str]:
-        assert self.terms is not None
-        return [d.name for d in self.terms.dimensions if d.kind is model.DimensionKind.CONCURRENCY]
 
     @property
     def dimension_names(self) -> tuple[str, ...]:
@@ -305,55 +215,9 @@ class Limiter:
     def cost(
         self, requests: float = 1, tokens: float | None = None, others: Mapping[str, float] | None = None
     ) -> Cost:
-        """Micro-units of one acquire in the budget's order.
-
-        `requests` is charged to rpm_limit, `tokens` to tpm_limit, one unit to each concurrency dimension,
-        `others` by dimension name. Raises `InvalidArgument` if a number is wrong, a dimension is unknown or
-        tokens are missing, `CostAboveLimit` if it can never be admitted.
-        """
-        assert self.terms is not None, "the terms are known before a cost is computed"
-        costs = dict.fromkeys(self._names, 0)
-        for name in self._concurrency_names():
-            costs[name] = quantity.MICRO
-        if REQUESTS in costs:
-            costs[REQUESTS] = quantity.to_micros(requests, field="requests")
-        if TOKENS in costs:
-            costs[TOKENS] = self._token_cost(tokens)
-        elif tokens:
-            raise errors.InvalidArgument("tokens: this budget has no tpm_limit", field="tokens")
-        for name, amount in (others or {}).items():
-            if name not in costs:
-                known = ", ".join(self._names)
-                raise errors.InvalidArgument(
-                    f"{name}: this budget has no such dimension (it has {known})", field=name
-                )
-            costs[name] = quantity.to_micros(amount, field=name)
-        for dimension in self.terms.dimensions:
-            if costs[dimension.name] > dimension.limit:
-                raise errors.CostAboveLimit(
-                    f"{dimension.name}: {quantity.text(costs[dimension.name])} is more than the whole limit of "
-                    f"{quantity.text(dimension.limit)}: it could never be admitted",
-                    field=dimension.name,
-                )
-        return tuple(costs.values())
-
-    def _token_cost(self, tokens: float | None) -> int:
-        assert self.terms is not None
-        bound = self.terms.max_tokens_per_request
-        if tokens is None:
-            if not bound:
-                raise errors.InvalidArgument(
-                    "tokens: this budget has a tpm_limit; give the most tokens that the request can use, or "
-                    "set max_tokens_per_request in the budget",
-                    field="tokens",
-                )
-            return bound
-        micros = quantity.to_micros(tokens, field="tokens")
-        if bound and micros > bound:
-            raise errors.InvalidArgument(
-                f"tokens: {tokens:g} is above max_tokens_per_request ({quantity.text(bound)})", field="tokens"
-            )
-        return micros
+        """Micro-units of one acquire under the present terms; see `Shape.cost`."""
+        assert self.shape is not None, "the terms are known before a cost is computed"
+        return self.shape.cost(requests, tokens, others)
 
     # Admission, exact path
 
@@ -555,7 +419,7 @@ class Limiter:
 
     # The short path's counters
 
-    def opening(self, window: int) -> "Opening":
+    def opening(self, window: int) -> Opening:
         """The opening of the short path that a call came through which has not ended."""
         ended = self._unended.get(window)
         if ended is not None:
@@ -661,7 +525,7 @@ class Limiter:
         for name, held in self.stocks.items():
             if not isinstance(held, stock.RateStock):
                 continue
-            parts = merge_parts(list(held.cooling(now)), parts_max)
+            parts = stock.merge_parts(list(held.cooling(now)), parts_max)
             if parts:
                 seconds, amounts = zip(*parts, strict=True)
                 cooling.append(messages.Cooling(name, amounts, seconds))
@@ -687,14 +551,3 @@ class Limiter:
         for held in self.stocks.values():
             if isinstance(held, stock.RateStock):
                 held.audit()
-
-
-def merge_parts(parts: list[tuple[float, int]], parts_max: int) -> list[tuple[float, int]]:
-    """At most `parts_max` (seconds, amount) steps: neighbours are merged to the later, never the earlier."""
-    if len(parts) <= parts_max:
-        return parts
-    size = -(-len(parts) // parts_max)
-    return [
-        (parts[min(start + size, len(parts)) - 1][0], sum(amount for _, amount in parts[start : start + size]))
-        for start in range(0, len(parts), size)
-    ]

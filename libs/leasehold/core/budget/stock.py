@@ -319,3 +319,14 @@ class RateStock:
 def whole_units(micros: int) -> int:
     """Whole units in `micros`, rounded down."""
     return micros // quantity.MICRO
+
+
+def merge_parts(parts: list[tuple[float, int]], parts_max: int) -> list[tuple[float, int]]:
+    """At most `parts_max` (seconds, amount) steps: neighbours are merged to the later, never the earlier."""
+    if len(parts) <= parts_max:
+        return parts
+    size = -(-len(parts) // parts_max)
+    return [
+        (parts[min(start + size, len(parts)) - 1][0], sum(amount for _, amount in parts[start : start + size]))
+        for start in range(0, len(parts), size)
+    ]
