@@ -157,7 +157,7 @@ def _family(name: str) -> Callable[[int], Scenario]:
         if name in ("crashes", "partitions", "chaos") and rng.random() < 0.3:
             safe = {"rpm_limit": 4 * MICRO, "tpm_limit": 200 * MICRO, "max_concurrent_requests": MICRO}
             spec = dataclasses.replace(
-                spec, holder_classes=(model.HolderClass(pattern="w[01]", safe_capacity=safe),)
+                spec, holder_classes=(model.HolderClass(pattern="w0", safe_capacity=safe),)
             )
         if rng.random() < 0.2:
             spec = dataclasses.replace(spec, charged_at=model.ChargedAt.COMPLETION)
