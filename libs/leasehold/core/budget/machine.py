@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from leasehold.core import epoch as epochs
 from leasehold.core.budget import book as books
-from leasehold.core.budget import effects, messages, model, rebalance
+from leasehold.core.budget import effects, messages, model, rebalance, scribe
 from leasehold.core.budget import lease as leases
 from leasehold.core.budget.lease import Lease, LeaseState, Vector
 
@@ -53,13 +53,12 @@ class BudgetMachine:
         self.book = books.Book(spec, now)
         self.rebalancer = rebalance.Rebalancer(rotation=int(now // rebalance.ROTATION_SECONDS))
         self._out = outbox
-        self._terms = self._make_terms()
-        self._terms_version = 1
+        self._scribe = scribe.Scribe(spec, epoch, self.book, self.rebalancer, outbox)
         self._lease_count = 0
         self._expiry_heap: list[tuple[float, int, Lease]] = []
         self._expiry_count = 0
         self._answers: list[_Answer] = []
-        self._waiting_acquires: dict[str, tuple[Lease, int, float]] = {}
+        self._waiting_acquires: dict[int, tuple[Lease, float]] = {}
 
     # Definition
 
@@ -67,46 +66,35 @@ class BudgetMachine:
         """An administrator changed the budget. A limit that falls binds as units return."""
         self.spec, self.version, self.is_retired = spec, version, False
         self.book.redefine(spec, now)
-        self._terms = self._make_terms()
-        self._terms_version += 1
+        self._scribe.redefine(spec)
         self._out.append(effects.PutDefinition(spec, version))
-        self._journal(
+        self._scribe.journal(
             "REDEFINED", amounts={d.name: d.limit for d in spec.dimensions}, cause=f"version {version}"
         )
         for held in self.book.leases.values():
-            self._note(held, now, f"budget redefined, version {version}")
+            self._scribe.note(held, now, f"budget redefined, version {version}")
             if held.state is LeaseState.LIVE and held.session is not None:
                 held.set_caps(held.caps)
-                self._push(held)
+                self._scribe.push(held)
         self.rebalancer.must_divide = True
         self.rebalancer.next_at = now
-
-    def _make_terms(self) -> messages.Terms:
-        spec = self.spec
-        return messages.Terms(
-            dimensions=spec.dimensions,
-            arrival_jitter_seconds=spec.arrival_jitter_seconds,
-            max_call_seconds=spec.max_call_seconds,
-            activity_timeout_seconds=spec.activity_timeout_seconds,
-            safe_ttl_seconds=spec.safe_ttl_seconds,
-            max_tokens_per_request=spec.max_tokens_per_request,
-            charged_at=spec.charged_at,
-        )
 
     def retire(self, now: float) -> None:
         """An administrator deleted the budget: every lease ends; used units still cool, and are remembered."""
         for held in self.book.all_leases():
             if held.session is not None:
                 self._out.append(
-                    effects.Send(held.session, self._grant(held, end=messages.LeaseEnd.BUDGET_DELETED))
+                    effects.Send(held.session, self._scribe.grant(held, end=messages.LeaseEnd.BUDGET_DELETED))
                 )
             # The holder may not hear of it before its lease runs out.
             self._lose(held, held.expires_at, now, messages.LeaseEnd.BUDGET_DELETED)
-        for held, token, _ in self._waiting_acquires.values():
-            self._out.append(effects.Reply(token, self._grant(held, end=messages.LeaseEnd.BUDGET_DELETED)))
+        for token, (held, _) in self._waiting_acquires.items():
+            self._out.append(
+                effects.Reply(token, self._scribe.grant(held, end=messages.LeaseEnd.BUDGET_DELETED))
+            )
         self._waiting_acquires.clear()
         self.is_retired = True
-        self._journal("BUDGET_DELETED")
+        self._scribe.journal("BUDGET_DELETED")
         if not self.is_settled:
             self._out.append(effects.PutDefinition(self.spec, self.version, is_retired=True))
 
@@ -131,7 +119,7 @@ class BudgetMachine:
             bound=bound,
             state=LeaseState.SUSPECT,
             ttl_seconds=record.ttl_seconds,
-            safe=self._safe_of(record.holder),
+            safe=self._scribe.safe_of(record.holder),
             is_tracked=record.is_tracked,
             is_recovered=True,
             held=bound,
@@ -164,7 +152,7 @@ class BudgetMachine:
         end = now + self.spec.ttl_seconds * leases.TTL_FACTOR
         parts = leases.strand_unknown(lost, self.book.rules, end)
         self.book.strand(parts, now, ttl_seconds=self.spec.ttl_seconds)
-        self._journal(
+        self._scribe.journal(
             "QUARANTINED", amounts=self.book.amounts(everything), cause="a new etcd cluster was accepted"
         )
 
@@ -188,7 +176,7 @@ class BudgetMachine:
         if held is None or held.incarnation != report.incarnation:
             end, is_stale = self._is_over(held, report, session)
             if end is not None:
-                self._answer_over(report, end, session, token)
+                self._scribe.answer_over(report, end, session, token)
             if end is not None or is_stale:
                 return
             held = self._join(report, held, session, now)
@@ -233,37 +221,14 @@ class BudgetMachine:
                 return None, True
         return None, report.sequence <= departed.held.sequence
 
-    def _answer_over(
-        self, report: messages.Report, end: messages.LeaseEnd, session: int | None, token: int | None
-    ) -> None:
-        reason = "a newer incarnation of this holder has joined" if end is messages.LeaseEnd.SUPERSEDED else ""
-        grant = messages.Grant(
-            budget=self.spec.name,
-            holder=report.holder,
-            incarnation=report.incarnation,
-            lease_id=report.lease_id,
-            epoch=self.epoch,
-            version=report.grant_version,
-            answered_sequence=report.sequence,
-            end=end,
-            reason=reason,
-        )
-        self._deliver(grant, session, token)
-
-    def _deliver(self, grant: messages.Grant, session: int | None, token: int | None) -> None:
-        if token is not None:
-            self._out.append(effects.Reply(token, grant))
-        elif session is not None:
-            self._out.append(effects.Send(session, grant))
-
     def _join(self, report: messages.Report, old: Lease | None, session: int | None, now: float) -> Lease:
         book = self.book
         if old is not None:
             book.ghost(old)
-            self._note(old, now, "superseded")
-            self._journal("SUPERSEDED", old, cause=f"by incarnation {report.incarnation}")
+            self._scribe.note(old, now, "superseded")
+            self._scribe.journal("SUPERSEDED", old, cause=f"by incarnation {report.incarnation}")
             if old.session is not None:
-                grant = self._grant(old, end=messages.LeaseEnd.SUPERSEDED)
+                grant = self._scribe.grant(old, end=messages.LeaseEnd.SUPERSEDED)
                 self._out.append(effects.Send(old.session, grant))
         held = Lease(
             holder=report.holder,
@@ -284,8 +249,8 @@ class BudgetMachine:
         book.add(held)
         self._schedule_expiry(held)
         self.rebalancer.must_divide = True
-        self._note(held, now, "joined")
-        self._journal("JOINED", held)
+        self._scribe.note(held, now, "joined")
+        self._scribe.journal("JOINED", held)
         return held
 
     def _rejoin(self, held: Lease, report: messages.Report, session: int | None, now: float) -> None:
@@ -309,8 +274,8 @@ class BudgetMachine:
         self.book.count(held)
         self.book.touch(held)
         self.rebalancer.must_divide = True
-        self._note(held, now, "joined again")
-        self._journal("REJOINED", held)
+        self._scribe.note(held, now, "joined again")
+        self._scribe.journal("REJOINED", held)
 
     def _new_lease_id(self) -> int:
         self._lease_count += 1
@@ -337,7 +302,7 @@ class BudgetMachine:
         if held.is_active != report.is_active:
             held.is_active = report.is_active
             self.rebalancer.must_divide = True
-            self._note(held, now, "active" if report.is_active else "idle")
+            self._scribe.note(held, now, "active" if report.is_active else "idle")
         if held.demand != report.demand or held.waiting_cost != report.waiting_cost:
             held.demand, held.waiting_cost = dict(report.demand), dict(report.waiting_cost)
             self.rebalancer.must_divide = True
@@ -358,10 +323,6 @@ class BudgetMachine:
         if held.ttl_seconds != self.spec.ttl_seconds:
             held.ttl_seconds = self.spec.ttl_seconds
             self.book.touch(held)
-
-    def _safe_of(self, holder: str) -> Vector:
-        safe = self.spec.holder_class(holder).safe_capacity
-        return tuple(safe.get(name, 0) for name in self.book.names) if safe else ()
 
     def _take_holdings(self, held: Lease, report: messages.Report, now: float) -> None:
         book, holdings = self.book, report.holdings
@@ -407,13 +368,13 @@ class BudgetMachine:
         return tuple([amounts.get(name, 0) for name in self.book.names])
 
     def _throttled(self, held: Lease, throttled: messages.Throttle, now: float) -> None:
-        self._note(held, now, f"provider answered 429, retry after {throttled.retry_after_seconds:g} s")
+        self._scribe.note(held, now, f"provider answered 429, retry after {throttled.retry_after_seconds:g} s")
         for dimension in self.spec.dimensions:
             is_meant = throttled.dimension == dimension.name if throttled.dimension else dimension.is_rate
             if is_meant and self.book.throttles[dimension.name].cut(now, throttled.retry_after_seconds):
                 self.rebalancer.must_divide = True
                 limit = self.book.target_limits()[self.book.index[dimension.name]]
-                self._journal(
+                self._scribe.journal(
                     "THROTTLED", held, amounts={dimension.name: limit}, cause="the provider answered 429"
                 )
 
@@ -446,11 +407,11 @@ class BudgetMachine:
         if end is None and is_stale:
             end = messages.LeaseEnd.EXPIRED
         if end is not None:
-            self._answer_over(report, end, None, token)
+            self._scribe.answer_over(report, end, None, token)
             return
         held = self._join(report, held, None, now)
         self._take_report(held, report, None, now, None)
-        self._waiting_acquires[holder] = (held, token, now + ACQUIRE_WAIT_SECONDS)
+        self._waiting_acquires[token] = (held, now + ACQUIRE_WAIT_SECONDS)
 
     def release(self, release: messages.Release, now: float, *, token: int | None = None) -> None:
         """A holder gives its lease back. One that has ended already is no error."""
@@ -462,7 +423,7 @@ class BudgetMachine:
             parts = self._left_behind(held, release.holdings, now)
             self._drop(held, messages.LeaseEnd.RELEASED, parts, now)
             self.rebalancer.must_divide = True
-            self._journal("RELEASED", held)
+            self._scribe.journal("RELEASED", held)
         if token is not None:
             self._out.append(effects.Reply(token, None))
 
@@ -480,8 +441,8 @@ class BudgetMachine:
         if held is not None and held.session == session:
             held.session = None
             held.state = LeaseState.SUSPECT
-            self._note(held, now, "its connection broke")
-            self._journal("SUSPECT", held)
+            self._scribe.note(held, now, "its connection broke")
+            self._scribe.journal("SUSPECT", held)
         for ghost in self.book.ghosts.values():
             if ghost.session == session:
                 ghost.session = None
@@ -491,7 +452,7 @@ class BudgetMachine:
         for held in self.book.all_leases():
             if held.process == process:
                 self._lose(held, now, now, None)
-                self._journal("DIED", held, cause=f"process {process.pid} exited")
+                self._scribe.journal("DIED", held, cause=f"process {process.pid} exited")
 
     def _lose(self, held: Lease, at: float, now: float, end: messages.LeaseEnd | None) -> None:
         """A lease ends at `at` without its holder's word; `end` None: it is certified dead."""
@@ -522,12 +483,12 @@ class BudgetMachine:
             if throttle.recover(now):
                 self.rebalancer.must_divide = True
         self.rebalancer.tick(now)
-        for holder, (held, token, until) in list(self._waiting_acquires.items()):
+        for token, (held, until) in list(self._waiting_acquires.items()):
             if not self.book.is_outstanding(held):
-                del self._waiting_acquires[holder]
-                self._out.append(effects.Reply(token, self._grant(held, end=messages.LeaseEnd.EXPIRED)))
+                del self._waiting_acquires[token]
+                self._out.append(effects.Reply(token, self._scribe.grant(held, end=messages.LeaseEnd.EXPIRED)))
             elif now >= until:
-                del self._waiting_acquires[holder]
+                del self._waiting_acquires[token]
                 self._answers.append(_Answer(held, 1, None, token, is_repeat=True))
 
     def _expire(self, now: float) -> None:
@@ -541,9 +502,9 @@ class BudgetMachine:
             is_ghost = held.state is LeaseState.GHOST
             end = messages.LeaseEnd.SUPERSEDED if is_ghost else messages.LeaseEnd.EXPIRED
             self._lose(held, held.expires_at, now, end)
-            self._journal("EXPIRED", held)
+            self._scribe.journal("EXPIRED", held)
             if held.session is not None:
-                self._out.append(effects.Send(held.session, self._grant(held, end=end)))
+                self._out.append(effects.Send(held.session, self._scribe.grant(held, end=end)))
 
     def _schedule_expiry(self, held: Lease) -> None:
         self._expiry_count += 1
@@ -556,7 +517,7 @@ class BudgetMachine:
             due = min(due, self._expiry_heap[0][0])
         for throttle in self.book.throttles.values():
             due = min(due, throttle.next_recovery())
-        for _, _, until in self._waiting_acquires.values():
+        for _, until in self._waiting_acquires.values():
             due = min(due, until)
         return due
 
@@ -567,9 +528,9 @@ class BudgetMachine:
         answering = {id(answer.held) for answer in self._answers}
         if self.rebalancer.is_due(self.book, now):
             for held in self.rebalancer.run(self.book, now):
-                self._note_shares(held, now)
+                self._scribe.note_shares(held, now)
                 if id(held) not in answering:
-                    self._push(held)
+                    self._scribe.push(held)
         self._answer_acquires(now)
         answers, self._answers = self._answers, []
         for answer in answers:
@@ -579,18 +540,18 @@ class BudgetMachine:
                     self._out.append(effects.Reply(answer.token, None))
                 continue
             if not answer.is_repeat and self.rebalancer.settle(self.book, answer.held):
-                self._note_shares(answer.held, now)
+                self._scribe.note_shares(answer.held, now)
             self._answer(answer, now)
         self._out.extend(self.book.take_record_effects())
         if self.is_retired and self.is_settled:
             self._out.append(effects.DeleteDefinition(self.spec.name))
 
     def _answer_acquires(self, now: float) -> None:
-        for holder, (held, token, until) in list(self._waiting_acquires.items()):
+        for token, (held, until) in list(self._waiting_acquires.items()):
             if self.rebalancer.settle(self.book, held):
-                self._note_shares(held, now)
+                self._scribe.note_shares(held, now)
             if held.caps == held.target and any(held.caps):
-                del self._waiting_acquires[holder]
+                del self._waiting_acquires[token]
                 self._answers.append(_Answer(held, 1, None, token, is_repeat=now > until))
 
     def _answer(self, answer: _Answer, now: float) -> None:
@@ -598,89 +559,5 @@ class BudgetMachine:
         ttl_seconds = self.spec.ttl_seconds
         if answer.is_repeat:
             ttl_seconds = max(0.0, (held.expires_at - now) / leases.TTL_FACTOR)
-        grant = self._grant(held, answered_sequence=answer.sequence, ttl_seconds=ttl_seconds)
-        self._deliver(grant, answer.session, answer.token)
-
-    def _push(self, held: Lease) -> None:
-        if held.session is not None:
-            self._out.append(effects.Send(held.session, self._grant(held)))
-
-    def _grant(
-        self,
-        held: Lease,
-        *,
-        answered_sequence: int = 0,
-        ttl_seconds: float = 0.0,
-        end: messages.LeaseEnd | None = None,
-    ) -> messages.Grant:
-        terms = None
-        if end is None and held.terms_version != self._terms_version:
-            held.terms_version = self._terms_version
-            terms = self._terms_for(held.holder)
-            safe = self._safe_of(held.holder)
-            held.safe = tuple(map(max, held.safe, safe)) if held.safe and safe else held.safe or safe
-        return messages.Grant(
-            budget=self.spec.name,
-            holder=held.holder,
-            incarnation=held.incarnation,
-            lease_id=held.lease_id,
-            epoch=self.epoch,
-            version=held.version,
-            answered_sequence=answered_sequence,
-            ttl_seconds=ttl_seconds,
-            refresh_seconds=self.spec.refresh_seconds,
-            amounts=dict(zip(self.book.names, held.caps, strict=True)),
-            terms=terms,
-            end=end,
-            total_workers=len(self.book.leases),
-            active_workers=self.rebalancer.active_count,
-        )
-
-    def _terms_for(self, holder: str) -> messages.Terms:
-        safe = self.spec.holder_class(holder).safe_capacity
-        if not safe:
-            return self._terms
-        return messages.Terms(
-            dimensions=self._terms.dimensions,
-            arrival_jitter_seconds=self._terms.arrival_jitter_seconds,
-            max_call_seconds=self._terms.max_call_seconds,
-            activity_timeout_seconds=self._terms.activity_timeout_seconds,
-            safe_ttl_seconds=self._terms.safe_ttl_seconds,
-            max_tokens_per_request=self._terms.max_tokens_per_request,
-            charged_at=self._terms.charged_at,
-            safe_capacity=safe,
-        )
-
-    # What is remembered
-
-    def _note(self, held: Lease, now: float, line: str) -> None:
-        held.story.append((now, line))
-
-    def _note_shares(self, held: Lease, now: float) -> None:
-        held.story.append((now, held.caps))
-        self._journal("GRANTED", held, amounts=self.book.amounts(held.caps))
-
-    def _journal(
-        self,
-        event: str,
-        held: Lease | None = None,
-        *,
-        amounts: Mapping[str, int] | None = None,
-        cause: str = "",
-    ) -> None:
-        if held is None:
-            self._out.append(
-                effects.Journal(budget=self.spec.name, event=event, amounts=amounts or {}, cause=cause)
-            )
-            return
-        self._out.append(
-            effects.Journal(
-                budget=self.spec.name,
-                event=event,
-                holder=held.holder,
-                incarnation=held.incarnation,
-                lease_id=held.lease_id,
-                amounts=self.book.amounts(held.caps) if amounts is None else amounts,
-                cause=cause,
-            )
-        )
+        grant = self._scribe.grant(held, answered_sequence=answer.sequence, ttl_seconds=ttl_seconds)
+        self._scribe.deliver(grant, answer.session, answer.token)
