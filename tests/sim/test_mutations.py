@@ -1,7 +1,9 @@
 """Each safety rule of the budget design is broken once, on purpose, and a short world must go red.
 
 A rule whose absence nobody notices is a rule that no test holds. `RULES` lists the rules; each has a scenario in
-which it matters, and the seeds to try. The same seeds are green with the rule in force.
+which it matters, and the seeds to try. The same scenarios are green with the rule in force. That messages of a
+former connection or epoch are void is held by lease ids and versions too, so a world does not notice one of these
+missing; `test_budget_machine_races.py` breaks it by hand.
 """
 
 import copy
@@ -16,7 +18,7 @@ from leasehold.core.budget import lease as leases
 from leasehold.core.budget import limiter as limiters
 from leasehold.core.budget import machine as machines
 from leasehold.core.budget import messages, model, rebalance, stock
-from leasehold.sim import actors_allocator, actors_holder, budget_auditor, store, world, world_scenarios
+from leasehold.sim import actors_allocator, actors_holder, store, world, world_scenarios
 from leasehold.sim.world_scenarios import Scenario
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -31,10 +33,10 @@ class Rule:
     change: Callable[[Scenario], Scenario] = lambda scenario: scenario
 
 
-def _steady(scenario: Scenario) -> Scenario:
+def _steady(scenario: Scenario, users: int = 6) -> Scenario:
     """Enough users to use up everything, charged at arrival."""
     spec = dataclasses.replace(scenario.spec, charged_at=model.ChargedAt.ARRIVAL)
-    load = dataclasses.replace(scenario.load, users=6)
+    load = dataclasses.replace(scenario.load, users=users)
     return dataclasses.replace(scenario, spec=spec, load=load)
 
 
@@ -223,17 +225,6 @@ def _broken_stream_is_taken_for_death(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(machines.BudgetMachine, "session_closed", closed)
 
 
-def _any_session_is_heard(patch: pytest.MonkeyPatch) -> None:
-    """What arrives on a connection that was left is still believed."""
-    plain = holders.Holder.granted
-
-    def granted(self: holders.Holder, session: int, grant: messages.Grant, now: float) -> None:
-        epoch = max(grant.epoch, self.epoch)
-        plain(self, self.session or session, dataclasses.replace(grant, epoch=epoch), now)
-
-    patch.setattr(holders.Holder, "granted", granted)
-
-
 def _every_report_is_the_whole_truth(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leases.Lease, "is_whole_truth", lambda self, report, session: True)
 
@@ -303,7 +294,7 @@ def _overcommitment_is_ignored(patch: pytest.MonkeyPatch) -> None:
 
 
 def _safe_capacity_is_not_kept_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machines.BudgetMachine, "_safe_of", lambda self, holder: ())
+    patch.setattr(leases.Lease, "safe", property(lambda self: (), lambda self, value: None))
 
 
 def _with_safe(scenario: Scenario) -> Scenario:
@@ -334,14 +325,13 @@ RULES = [
          _faults(partition=0.7, leader_crash=2.5)),
     Rule("an unknown past is quarantined", "wipes", _wipe_is_not_quarantined),
     Rule("a broken stream is not a death", "streams", _broken_stream_is_taken_for_death),
-    Rule("messages of another connection or epoch are void", "leaders", _any_session_is_heard, 40, _slow),
     Rule("a report is the whole truth only if no grant can follow it", "streams",
          _every_report_is_the_whole_truth, 40, _slow),
     Rule("a forked child is fenced", "forks", _fork_keeps_the_lease),
     Rule("a holder's clock goes on through a suspend", "clocks", _boottime_stands_still),
     Rule("a lowered TTL does not shorten an earlier answer", "admin", _lowered_ttl_is_believed_at_once, 40),
-    Rule("a lowered limit binds in time", "admin", _lowered_limit_does_not_bind, 12,
-         lambda s: _faults(limit_change=4.0)(_steady(s))),
+    Rule("a lowered limit binds in time", "admin", _lowered_limit_does_not_bind, 25,
+         lambda s: _faults(limit_change=2.0)(_steady(s, users=20))),
     Rule("a transaction that was overtaken is refused", "leaders", _late_batches_are_taken, 40,
          lambda s: dataclasses.replace(s, lost_answer_probability=0.1)),
     Rule("no cap is raised while too much is outstanding", "clocks", _overcommitment_is_ignored, 40,
@@ -367,8 +357,6 @@ def test_breaking_the_rule_is_noticed(rule: Rule, monkeypatch: pytest.MonkeyPatc
     assert seen is not None, f"nobody noticed that this rule was broken: {rule.name}"
 
 
-def test_a_violation_is_the_auditors() -> None:
-    """The worlds above are green with every rule in force, so what turns them red is the broken rule."""
-    for family in sorted({rule.family for rule in RULES}):
-        world.run(world_scenarios.SCENARIOS[family](0), 0)
-    assert issubclass(budget_auditor.Violation, AssertionError)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name.replace(" ", "-"))
+def test_the_same_world_is_green_with_the_rule_in_force(rule: Rule) -> None:
+    world.run(rule.change(world_scenarios.SCENARIOS[rule.family](0)), 0)

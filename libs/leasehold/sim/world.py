@@ -57,7 +57,7 @@ class World:
         )
         self.arrival_seconds_max = self.spec.arrival_jitter_seconds * ARRIVAL_PART
         self.is_deleted = False
-        self._grace_seconds = self._grace(self.spec)
+        self._ttl_before = self.spec.ttl_seconds
         for dimension in self.spec.dimensions:
             self.auditor.set_limit(0.0, dimension.name, dimension.limit, grace_seconds=0.0)
         self.replicas: dict[str, actors_allocator.Replica] = {}
@@ -273,11 +273,11 @@ class World:
         core.define(self.spec, self.version, now)
         if is_wiped:
             core.budgets[self.spec.name].quarantine_all(now)
-            self.accepted_generation = self.store.generation
 
     def redefine(self, spec: model.BudgetSpec) -> None:
         """An administrator changes the budget: Postgres first, then the leader."""
-        if self.is_deleted:
+        # Between the loss of etcd and its acceptance nobody can tell what the old definition had granted.
+        if self.is_deleted or self.accepted_generation < self.store.generation:
             return
         self.spec, self.version = spec, self.version + 1
         for dimension in spec.dimensions:
@@ -300,19 +300,32 @@ class World:
         for replica in self.replicas.values():
             replica.administer(change)
 
-    def _grace(self, spec: model.BudgetSpec) -> float:
-        cool = max(d.window_seconds for d in spec.dimensions) + spec.arrival_jitter_seconds
-        return spec.ttl_seconds * 1.001 + max(cool, spec.max_call_seconds) + 0.1
+    def _grace(self, spec: model.BudgetSpec, dimension: model.Dimension) -> float:
+        """How long after a limit is lowered the old one may still be used."""
+        lasting = (
+            dimension.window_seconds + spec.arrival_jitter_seconds
+            if dimension.is_rate
+            else spec.max_call_seconds
+        )
+        ttl = max(spec.ttl_seconds, self._ttl_before)
+        return ttl * 1.001 + lasting + 0.1
 
     def _observe(self, write: store.Write) -> None:
+        if isinstance(write, store.Put) and isinstance(write.value, effects.Record):
+            if write.value.holder == machine.UNKNOWN_PAST:
+                # Only now may the next leader take this cluster for one whose records tell all.
+                self.accepted_generation = self.store.generation
+            return
         if isinstance(write, store.Put) and isinstance(write.value, actors_allocator.StoredDefinition):
             spec = write.value.spec
             for dimension in spec.dimensions:
                 if dimension.is_rate:
                     self.auditor.add_window(dimension.name, dimension.window_seconds)
+                grace_seconds = self._grace(spec, dimension)
                 self.auditor.set_limit(
-                    self.scheduler.now, dimension.name, dimension.limit, grace_seconds=self._grace(spec)
+                    self.scheduler.now, dimension.name, dimension.limit, grace_seconds=grace_seconds
                 )
+            self._ttl_before = spec.ttl_seconds
 
     # Judgement
 
