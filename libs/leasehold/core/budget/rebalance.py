@@ -8,10 +8,14 @@ from leasehold.core.budget.lease import Lease, LeaseState, Vector
 
 #: Changes below this part of a share ride on the next renewal instead of being pushed.
 PUSH_FRACTION = 0.05
-#: After a division comes a pause that is in proportion to its cost: so many seconds for each holder, and for
-#: each that was told a new share, whose acknowledgement is to be heard before the next.
-INTERVAL_SECONDS_PER_HOLDER = 20e-6
-INTERVAL_SECONDS_PER_PUSH = 200e-6
+#: From so many holders on, a step towards the target is pushed only if it doubles what is owned: a join of
+#: thousands would otherwise set off wave after wave of small steps to all of them.
+LARGE_FLEET = 1000
+#: After a run comes a pause that is in proportion to its cost: so many seconds for each holder (fewer where
+#: only units were moved), and for each that was told a new share, whose acknowledgement is to be heard first.
+DIVIDE_SECONDS_PER_HOLDER = 20e-6
+MOVE_SECONDS_PER_HOLDER = 5e-6
+PUSH_SECONDS = 200e-6
 #: Where needs let only some be served at a time, a served one keeps its turn for so many refresh intervals.
 TURN_REFRESHES = 1.0
 #: The quanta that do not divide evenly go to the next in turn so often.
@@ -54,6 +58,7 @@ class Rebalancer:
 
     def run(self, book: Book, now: float) -> list[Lease]:
         """Divide again if anything changed, move what can move; the leases whose change is worth a push."""
+        seconds_per_holder = DIVIDE_SECONDS_PER_HOLDER if self.must_divide else MOVE_SECONDS_PER_HOLDER
         if self.must_divide:
             self._end_turns(book, now)
             self._divide(book)
@@ -64,8 +69,7 @@ class Rebalancer:
         changed = self._move(book)
         if self.division is not None and self.division.waiting - self.division.blocked:
             self._keep_turns(book, now)
-        pause_seconds = INTERVAL_SECONDS_PER_HOLDER * len(book.leases)
-        self.next_at = now + pause_seconds + INTERVAL_SECONDS_PER_PUSH * len(changed)
+        self.next_at = now + seconds_per_holder * len(book.leases) + PUSH_SECONDS * len(changed)
         return changed
 
     # Targets
@@ -200,12 +204,14 @@ class Rebalancer:
     # Moving
 
     def _move(self, book: Book) -> list[Lease]:
-        moving = [held for held in book.leases.values() if held.caps != held.target and self._can_push(held)]
-        self.is_short = any(
-            cap < target
+        # Whoever is near its target gets there with its next renewal; in a large fleet nearly everybody is.
+        moving = [
+            held
             for held in book.leases.values()
-            if held.caps != held.target
-            for cap, target in zip(held.caps, held.target, strict=True)
+            if held.caps != held.target and self._can_push(held) and self._is_worth_push(held, held.target)
+        ]
+        self.is_short = any(
+            cap < target for held in moving for cap, target in zip(held.caps, held.target, strict=True)
         )
         if not moving:
             return []
@@ -216,9 +222,10 @@ class Rebalancer:
         for index, free in enumerate(book.pool()):
             self._grow(book, index, free, moving, wanted)
         pushed: list[Lease] = []
+        is_large = len(book.leases) >= LARGE_FLEET
         for number, held in enumerate(moving):
             caps = tuple(wanted[number])
-            if caps != held.caps and self._is_worth_push(held, caps):
+            if caps != held.caps and self._is_worth_push(held, caps, is_large=is_large):
                 held.set_caps(caps)
                 book.count(held)
                 pushed.append(held)
@@ -252,12 +259,14 @@ class Rebalancer:
                 wanted[number][index] = moving[number].bound[index] + amount
 
     @staticmethod
-    def _is_worth_push(held: Lease, caps: Vector) -> bool:
+    def _is_worth_push(held: Lease, caps: Vector, *, is_large: bool = False) -> bool:
         for new, old, target in zip(caps, held.caps, held.target, strict=True):
             if new == old:
                 continue
             if old == 0 or new == 0:
                 return True
+            if is_large and old < new < min(target, 2 * old):
+                continue
             if abs(new - old) >= PUSH_FRACTION * (target if new > old else old):
                 return True
         return False
