@@ -198,8 +198,8 @@ class BudgetWorld(RuleBasedStateMachine):
 
 
 BudgetWorld.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=40,
+    max_examples=120,
+    stateful_step_count=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -58,6 +58,7 @@ class World:
         self.arrival_seconds_max = self.spec.arrival_jitter_seconds * ARRIVAL_PART
         self.is_deleted = False
         self._ttl_before = self.spec.ttl_seconds
+        self._definition_settles_at = 0.0
         for dimension in self.spec.dimensions:
             self.auditor.set_limit(0.0, dimension.name, dimension.limit, grace_seconds=0.0)
         self.replicas: dict[str, actors_allocator.Replica] = {}
@@ -188,8 +189,13 @@ class World:
         """A machine slept: CLOCK_BOOTTIME, which holders read, has gone on."""
 
     def wipe_etcd(self) -> None:
-        """etcd is lost, and with it the reign; an operator accepts the new cluster as a new generation."""
-        self.store.wipe()
+        """etcd is lost, and with it the reign; an operator accepts the new cluster as a new generation.
+
+        The quarantine goes by the present definition. One that was changed just before the loss had promised
+        something else, which nobody knows any more: that is not covered, and not simulated.
+        """
+        if self.scheduler.now >= self._definition_settles_at:
+            self.store.wipe()
 
     # Streams
 
@@ -279,6 +285,8 @@ class World:
         # Between the loss of etcd and its acceptance nobody can tell what the old definition had granted.
         if self.is_deleted or self.accepted_generation < self.store.generation:
             return
+        longest = max(self._grace(definition, d) for definition in (self.spec, spec) for d in spec.dimensions)
+        self._definition_settles_at = self.scheduler.now + longest
         self.spec, self.version = spec, self.version + 1
         for dimension in spec.dimensions:
             # A raise is in force at once; a cut counts from when etcd has it.
