@@ -163,12 +163,12 @@ class Engine:
             if waiter is None or waiter.admitted_at is None:
                 return False
             now = self.now()
-            if limiter is self.limiter and now < limiter.expires_at and ticket.shape is limiter.shape:
-                limiter.restamp(waiter, now)
+            is_usable = now < limiter.expires_at and ticket.shape is limiter.shape
+            if limiter is self.limiter and is_usable and limiter.restamp(waiter, now):
                 return True
             self._give_back(ticket, now)
             try:
-                self._enter(ticket, now, is_first=True)
+                self._reenter(ticket, now)
             except errors.LeaseholdError as error:
                 ticket.error = error
             admitted = self._admit(now)
@@ -256,6 +256,13 @@ class Engine:
             waiter.admitted_at, ticket.shape = now, limiter.shape
         else:
             limiter.enqueue(waiter, is_first=is_first)
+
+    def _reenter(self, ticket: Ticket, now: float) -> None:
+        """As `_enter`, for one that was admitted; raises if nobody who waits is served any more."""
+        if self.holder.end is not None:
+            # Those in the queue have been told already: nobody would wake this one.
+            raise failures.ended(self.budget, self.holder.end)
+        self._enter(ticket, now, is_first=True)
 
     def _give_back(self, ticket: Ticket, now: float) -> None:
         waiter, shape = ticket.waiter, ticket.shape

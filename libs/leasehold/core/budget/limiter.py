@@ -405,17 +405,29 @@ class Limiter:
         if isinstance(held, stock.RateStock) and late:
             held.charge(now, late)
 
-    def restamp(self, waiter: Waiter, now: float) -> None:
-        """`waiter` was admitted a while ago and goes on only now: its request is sent from now on."""
+    def restamp(self, waiter: Waiter, now: float) -> bool:
+        """`waiter` was admitted a while ago and goes on only now: its request is sent from now on.
+
+        False if that was so long ago that its units have cooled, and may be another's: it must be given back.
+        """
         assert self.terms is not None and waiter.admitted_at is not None
         if self.terms.charged_at is model.ChargedAt.ARRIVAL:
             self.fold(now)
             self._advance(now)
-            for held, amount in zip(self.stocks.values(), waiter.cost, strict=True):
-                if isinstance(held, stock.RateStock):
+            charged = [
+                (held, amount)
+                for held, amount in zip(self.stocks.values(), waiter.cost, strict=True)
+                if amount and isinstance(held, stock.RateStock)
+            ]
+            is_cooling = all(held.is_cooling(waiter.admitted_at) for held, _ in charged)
+            if is_cooling:
+                for held, amount in charged:
                     held.recharge(waiter.admitted_at, now, amount)
             self.reopen(now)
+            if not is_cooling:
+                return False
         waiter.admitted_at = now
+        return True
 
     # The short path's counters
 
@@ -468,12 +480,15 @@ class Limiter:
             return
         until = self.expires_at
         requests = tokens = _UNBOUND
+        # Advanced first: what is folded later is charged to the bucket of `now`, whose place must be clear.
         held = self._request_stock
         if held is not None:
+            held.advance(now)
             requests = int(min(held.free, held.level)) // quantity.MICRO
             until = min(until, held.bucket_end(now))
         held = self._token_stock
         if held is not None:
+            held.advance(now)
             tokens = int(min(held.free, held.level)) // quantity.MICRO
             until = min(until, held.bucket_end(now))
         self.fast_requests, self.fast_tokens = requests, tokens

@@ -195,13 +195,26 @@ class RateStock:
         self.free += (reserved - leaving) - (actual - min(leaving, actual))
         self.level = min(self.burst, self.level + max(0, reserved - actual))
 
+    def is_cooling(self, admitted_at: float) -> bool:
+        """Whether what was charged at `admitted_at` has not turned free again; `advance` first."""
+        return self.bucket(admitted_at) >= self._first
+
     def recharge(self, admitted_at: float, instant: float, cost: int) -> None:
-        """What was charged at `admitted_at` cools from `instant` on, not earlier."""
-        if self.bucket(admitted_at) != self.bucket(instant):
-            level, total = self.level, self.admitted_total
-            self.refund(admitted_at, cost)
-            self.charge(instant, cost)
-            self.level, self.admitted_total = level, total
+        """What was charged at `admitted_at`, and is cooling, cools from `instant` on, not earlier.
+
+        A part that was to leave once it has cooled still does: until then it counts.
+        """
+        old, new = self.bucket(admitted_at) % _RING, self.bucket(instant) % _RING
+        leaving = self._leaving(old, cost)
+        self._returning[old] -= leaving
+        self._returning[new] += leaving
+        self._kept[old] -= cost - leaving
+        self._kept[new] += cost - leaving
+
+    def _leaving(self, slot: int, amount: int) -> int:
+        """Of `amount` that cools in a bucket, the part that leaves when it has cooled."""
+        returning = self._returning[slot]
+        return min(amount * returning // max(1, self._kept[slot] + returning), returning)
 
     def take_over(self, old: "RateStock", now: float) -> None:
         """Own what `old` owned; what is not free there cools here from `now` on, over the whole new window."""
@@ -221,10 +234,7 @@ class RateStock:
         slot = number % _RING
         leaving = 0
         if self.returning:
-            leaving = min(
-                amount * self._returning[slot] // max(1, self._kept[slot] + self._returning[slot]),
-                self._returning[slot],
-            )
+            leaving = self._leaving(slot, amount)
             self._returning[slot] -= leaving
             self.returning -= leaving
         self._kept[slot] -= amount - leaving
