@@ -1,15 +1,21 @@
 """Interleavings that would break the limit or strand a waiter, found by argument; each failed once."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 
 import client_scene
 import pytest
 from fake_allocator import CALLS, LIMITS, REQUESTS
+from leasehold.allocator import committer, records
 from leasehold.client import engine as engines
 from leasehold.client import gates
+from leasehold.core import epoch as epochs
 from leasehold.core import errors
-from leasehold.core.budget import messages, stock
+from leasehold.core.budget import effects, messages, stock
 from leasehold.core.budget.quantity import MICRO
+from leasehold.etcd import clock
+from leasehold.etcd import memory as etcd_memory
+from leasehold.etcd import port as etcd_port
 
 MINUTE_LIMITS = LIMITS | {CALLS: 1}
 
@@ -122,3 +128,68 @@ def test_who_was_admitted_but_woke_after_the_last_word_is_told_rather_than_queue
         scene.engine.claim(ticket)
 
     assert not scene.limiter.waiters
+
+
+KEYS = records.Keys("/t")
+EPOCH = epochs.Epoch(1, 5)
+RECORD_KEY = KEYS.lease(("llm", "h", "h-incarnation"))
+
+
+class _Procrastinator(etcd_memory.MemoryEtcd):
+    """An etcd that leaves transactions unanswered, and carries them out when it is let."""
+
+    def __init__(self, cluster: etcd_memory.MemoryCluster) -> None:
+        super().__init__(cluster)
+        self.is_delayed: Callable[[Sequence[etcd_port.Op]], bool] = lambda _: False
+        self.under_way: list[tuple[Sequence[etcd_port.Compare], Sequence[etcd_port.Op]]] = []
+
+    async def txn(
+        self,
+        compares: Sequence[etcd_port.Compare],
+        then: Sequence[etcd_port.Op],
+        otherwise: Sequence[etcd_port.Op] = (),
+    ) -> etcd_port.TxnResult:
+        """See `EtcdPort`."""
+        if self.is_delayed(then):
+            self.is_delayed = lambda _: False
+            self.under_way.append((compares, then))
+            raise errors.DeadlineExceeded("no answer")
+        return await super().txn(compares, then, otherwise)
+
+    async def catch_up(self) -> list[bool]:
+        """Carry out what is under way; which of it changed anything."""
+        return [(await super(_Procrastinator, self).txn(*late)).succeeded for late in self.under_way]
+
+
+def _record(calls: int) -> effects.PutRecord:
+    return effects.PutRecord(effects.Record("llm", "h", "h-incarnation", 1, {"calls": calls}, 10.0))
+
+
+def _writes(key: str) -> Callable[[Sequence[etcd_port.Op]], bool]:
+    return lambda ops: any(isinstance(op, etcd_port.Put) and op.key == key for op in ops)
+
+
+@pytest.mark.parametrize("key", [RECORD_KEY, KEYS.epoch])
+async def test_a_write_that_etcd_carries_out_late_undoes_no_later_one_and_ends_no_reign(key: str) -> None:
+    etcd = _Procrastinator(etcd_memory.MemoryCluster(clock.ManualClock()))
+    await etcd.put(KEYS.epoch, EPOCH.encode().encode())
+    group = committer.Committer(
+        etcd, KEYS, EPOCH, deliver=lambda _: None, on_overflow=lambda: None, collect=lambda: None
+    )
+    running = asyncio.create_task(group.run())
+    etcd.is_delayed = _writes(key)
+    async with asyncio.timeout(10):
+        group.add([_record(20)])
+        await group.barrier()
+        group.add([_record(40)])
+        await group.barrier()
+        late = await etcd.catch_up()
+        assert late == [key == KEYS.epoch]
+        await group.barrier()
+
+    found = await etcd.get(RECORD_KEY)
+    assert found is not None
+    assert records.decode_record(KEYS, RECORD_KEY, found.value).amounts == {"calls": 40}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await etcd.close()

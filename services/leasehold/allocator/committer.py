@@ -4,6 +4,10 @@ Events gather while a transaction is on its way. Then, over and over: (1) collec
 (2) write its records in transactions that compare the epoch, and that start now, after every event behind those
 effects; (3) only when all are committed, send its messages. A batch whose outcome is unknown is written again,
 which its absolute values make harmless; meanwhile nothing is said.
+
+A transaction that went unanswered may still be under way (a proposal that a cut-off member forwards late), and
+would bring back records that later batches have raised or replaced. So every transaction compares the revision
+of the epoch's key too, and before anything is repeated that key is written anew: whatever was under way fails.
 """
 
 import asyncio
@@ -44,7 +48,9 @@ class Committer:
     ) -> None:
         self._etcd = etcd
         self._keys = keys
-        self._compare = etcd_port.Compare.value(keys.epoch, epoch.encode().encode())
+        self._epoch_value = epoch.encode().encode()
+        #: What every transaction compares; None: to be raised first, something unanswered may be under way.
+        self._fence: tuple[etcd_port.Compare, ...] | None = None
         self._deliver = deliver
         self._on_overflow = on_overflow
         #: Adds, by `add`, what was caused since it was last called.
@@ -161,19 +167,38 @@ class Committer:
     async def _commit_chunk(self, ops: Sequence[etcd_port.Op]) -> None:
         while True:
             try:
-                result = await self._etcd.txn([self._compare], ops)
+                fence = self._fence or await self._raise_fence()
+                result = await self._etcd.txn(fence, ops, [etcd_port.Get(self._keys.epoch)])
             except (errors.EtcdUnavailable, errors.DeadlineExceeded, errors.ResourceExhausted) as error:
                 if not self.is_etcd_away:
                     _log.warning("etcd_away", error=str(error))
                 self.is_etcd_away = True
+                self._fence = None
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if self.is_etcd_away:
                 _log.info("etcd_answers_again")
             self.is_etcd_away = False
-            if not result.succeeded:
-                raise errors.StaleEpoch("another leader has written its epoch")
-            return
+            if result.succeeded:
+                return
+            self._fence = None
+            present = result.found[0]
+            if present is None or present.value != self._epoch_value:
+                raise _is_deposed()
+            # An unanswered raise of the fence came late, after its repeat: once more.
+
+    async def _raise_fence(self) -> tuple[etcd_port.Compare, ...]:
+        """Write the epoch anew: no earlier transaction of this reign is applied after that."""
+        is_in_force = etcd_port.Compare.value(self._keys.epoch, self._epoch_value)
+        result = await self._etcd.txn([is_in_force], [etcd_port.Put(self._keys.epoch, self._epoch_value)])
+        if not result.succeeded:
+            raise _is_deposed()
+        self._fence = (is_in_force, etcd_port.Compare.mod_revision(self._keys.epoch, result.revision))
+        return self._fence
+
+
+def _is_deposed() -> errors.StaleEpoch:
+    return errors.StaleEpoch("another leader has written its epoch")
 
 
 def _reign_is_over() -> errors.StaleEpoch:
