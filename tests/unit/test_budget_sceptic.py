@@ -11,7 +11,8 @@ from leasehold.client import engine as engines
 from leasehold.client import gates
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
-from leasehold.core.budget import effects, messages, stock
+from leasehold.core.budget import allocator as allocators
+from leasehold.core.budget import codec, effects, messages, stock
 from leasehold.core.budget.quantity import MICRO
 from leasehold.etcd import clock
 from leasehold.etcd import memory as etcd_memory
@@ -193,3 +194,76 @@ async def test_a_write_that_etcd_carries_out_late_undoes_no_later_one_and_ends_n
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await etcd.close()
+
+
+PROCESS = messages.ProcessKey("boot", 1, 2, 3)
+
+
+def _report(sequence: int, grant: messages.Grant | None = None, **holdings: object) -> messages.Report:
+    """A report of a holder that owns 100 of a rate and may spend it in one request."""
+    told = {
+        "held": {REQUESTS: 100 * MICRO},
+        "refundable": {REQUESTS: 0},
+        "largest_cost": {REQUESTS: 100 * MICRO},
+    }
+    return messages.Report(
+        budget="llm",
+        holder="h",
+        incarnation="h-incarnation",
+        sequence=sequence,
+        lease_id=grant.lease_id if grant else 0,
+        grant_version=grant.version if grant else 0,
+        is_active=True,
+        holdings=messages.Holdings(**(told | holdings)) if grant else messages.Holdings(held={}),  # type: ignore[arg-type]
+        process=PROCESS if sequence == 1 else None,
+    )
+
+
+def _grants(caused: list[effects.Effect]) -> list[messages.Grant]:
+    sent = [effect.message for effect in caused if isinstance(effect, effects.Send)]
+    return [message for message in sent if isinstance(message, messages.Grant)]
+
+
+def _allocator(**changes: object) -> allocators.Allocator:
+    made = allocators.Allocator(EPOCH)
+    made.define(codec.decode_budget({"name": "llm", "dimensions": {REQUESTS: 100}, **changes}), 1, 0.0)
+    made.finish(0.0)
+    return made
+
+
+@pytest.mark.parametrize("age_seconds", [2.0, None])
+def test_what_cooled_while_the_last_report_of_the_dead_was_on_its_way_counts_as_spent_anew(
+    age_seconds: float | None,
+) -> None:
+    core = _allocator()
+    core.report(_report(1), 100.0, session=1, age_seconds=0.0)
+    grant = _grants(core.finish(100.0))[-1]
+    for sequence in range(2, 31):
+        now = 100.0 + 2.0 * sequence
+        core.report(_report(sequence, grant), now, session=1, age_seconds=0.0)
+        core.tick(now)
+        grant = (_grants(core.finish(now)) or [grant])[-1]
+    # Made at 160.5: all of it cools by 161.7. It arrives at 162.5, when all of it has been spent once more.
+    parts = messages.Cooling(REQUESTS, (10 * MICRO,) * 10, tuple(0.3 + 0.1 * number for number in range(10)))
+    core.report(_report(31, grant, cooling=(parts,)), 162.5, session=1, age_seconds=age_seconds)
+    core.finish(162.5)
+    core.process_exited(PROCESS, 162.51)
+    core.finish(162.51)
+
+    book = core.budgets["llm"].book
+    for until in (163.8, 221.7, 222.7):
+        book.release_stranded(until)
+        assert book.stranded_of("h") == (100 * MICRO,)
+    book.release_stranded(162.51 + 61.0)
+    assert book.stranded_of("h") == (0,)
+
+
+def test_a_join_that_is_repeated_is_told_the_terms_again_for_the_first_answer_may_have_come_too_late() -> None:
+    core = _allocator(ttl_seconds=1.0, refresh_seconds=0.5)
+    core.report(_report(1), 1.0, session=1)
+    core.report(_report(2), 2.0, session=1)
+
+    answers = _grants(core.finish(2.0))
+
+    assert [grant.answered_sequence for grant in answers] == [1, 2]
+    assert answers[-1].terms is not None

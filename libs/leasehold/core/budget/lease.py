@@ -167,7 +167,7 @@ class Stranded:
     until: float
     #: Cooling from known use, or quarantined because the use is not known.
     is_quarantine: bool
-    #: When this was written, the holder may have had its lease for so long yet: a new leader waits for that too.
+    #: When this was written, the holder may have had its lease for so long yet: a new leader waits that too.
     ttl_seconds: float = 0.0
 
 
@@ -272,7 +272,9 @@ def strand_lost(
         if not dimension.is_rate:
             strand(index, amount - safe, lost_at)
             continue
-        unknown = min(amount - safe, _unknown_spend(lease, dimension, index, end, pace, is_certified=is_certified))
+        unknown = min(
+            amount - safe, _unknown_spend(lease, dimension, index, end, pace, is_certified=is_certified)
+        )
         strand(index, unknown, lost_at)
         left = amount - safe - unknown
         # Also those that cool before an `end` that is yet to come: until then they count.
@@ -295,15 +297,22 @@ def _unknown_spend(
     is_certified: bool,
 ) -> int:
     amount = lease.bound[index]
-    cooling = [part for _, part in sorted(lease.cooling_after(dimension.name, end))]
+    if is_certified and not lease.is_age_known:
+        # The last report may have been long on its way: what cooled meanwhile can have been spent anew.
+        return amount
+    # From when the report was made, not from when it arrived: what had cooled by `end` may be spent anew.
+    cooling = [
+        part
+        for at, part in sorted(cooling_parts(lease.cooling, lease.last_report_at, dimension.name))
+        if at > end
+    ]
     # Steps are merged to their latest instant: of the first one, all but a little may be free already.
     known_cooling = sum(cooling[1:])
     refundable = min(lease.refundable[index] if lease.refundable else 0, known_cooling)
     spendable = min(amount, max(0, amount - known_cooling) + refundable)
     largest = lease.largest_cost[index] if lease.largest_cost else None
     is_pace_unknown = pace is None or any(v <= lease.recovered_version for v, _ in lease.unacknowledged)
-    if largest is None or is_pace_unknown or (is_certified and not lease.is_age_known):
-        # A report may have been long on its way, and its holder spending ever since.
+    if largest is None or is_pace_unknown:
         return spendable
     # Up to expiry the holder spent for a TTL at most, however long its last report was on its way.
     elapsed = end - lease.last_report_at

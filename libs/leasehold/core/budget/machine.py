@@ -32,6 +32,8 @@ class _Answer:
     token: int | None
     #: A repeat: told the remaining TTL, never a new one.
     is_repeat: bool
+    #: It named no lease: an earlier answer, with the terms, may have come too late for it to believe.
+    needs_terms: bool = False
 
 
 class BudgetMachine:
@@ -187,7 +189,10 @@ class BudgetMachine:
         elif report.lease_id != held.lease_id:
             self._rejoin(held, report, session, now)
         self._take_report(held, report, age_seconds, now, session)
-        self._answers.append(_Answer(held, report.sequence, session, token, is_repeat=False))
+        needs_terms = report.lease_id == 0
+        self._answers.append(
+            _Answer(held, report.sequence, session, token, is_repeat=False, needs_terms=needs_terms)
+        )
 
     def _check_dimensions(self, report: messages.Report) -> None:
         for field_name, amounts in (("demand", report.demand), ("waiting_cost", report.waiting_cost)):
@@ -556,6 +561,8 @@ class BudgetMachine:
 
     def _answer(self, answer: _Answer, now: float) -> None:
         held = answer.held
+        if answer.needs_terms:
+            held.terms_version = 0
         ttl_seconds = self.spec.ttl_seconds
         if answer.is_repeat:
             ttl_seconds = max(0.0, (held.expires_at - now) / leases.TTL_FACTOR)
