@@ -22,7 +22,7 @@ BUDGET = "fleet"
 LIMITS = {"max_concurrent_requests": 20_000.0, "rpm_limit": 600_000.0, "tpm_limit": 60_000_000.0}
 TTL_SECONDS = 20.0
 REFRESH_SECONDS = 5.0
-STEADY_SECONDS = 20.0
+STEADY_SECONDS = 15.0
 NEWCOMERS = 10
 #: Part of the holders that leave at once.
 LEAVING = 20

@@ -184,7 +184,7 @@ def run() -> list[harness.Result]:
             with workers.Workers(plane.addresses, WARM).staff() as staff:
                 if harness.is_quick():
                     return _measure(staff, clock, joins=10, deaths=3)
-                return _measure(staff, clock, joins=120, deaths=60)
+                return _measure(staff, clock, joins=100, deaths=40)
         finally:
             clock.close()
 
