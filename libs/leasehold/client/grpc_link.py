@@ -4,6 +4,7 @@ A process that used it must not use it in the child of a fork (its threads are g
 children were seen to hang and to crash), so `runtime` gives such children a relay instead.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -21,10 +22,12 @@ class GrpcStream:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self._call = budget_service_pb2_grpc.BudgetServiceStub(channel).HoldLeases()
+        # gRPC loses a message, without a word, that is written while another is being written.
+        self._writing = asyncio.Lock()
 
     async def send(self, request: budget_service_pb2.HoldLeasesRequest) -> None:
         """See `link.Stream`."""
-        async with _core_errors():
+        async with self._writing, _core_errors():
             await self._call.write(request)
 
     async def receive(self) -> budget_service_pb2.HoldLeasesResponse:
@@ -37,7 +40,7 @@ class GrpcStream:
 
     async def half_close(self) -> None:
         """See `link.Stream`."""
-        async with _core_errors():
+        async with self._writing, _core_errors():
             await self._call.done_writing()
 
     async def close(self) -> None:

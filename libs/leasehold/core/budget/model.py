@@ -171,7 +171,7 @@ class BudgetSpec:
     max_call_seconds: float = 600.0
     #: None: as max_call_seconds.
     orphan_seconds: float | None = None
-    #: Micro-units; 0: the limit of tpm_limit.
+    #: Micro-units; 0: not bounded, and every acquire must tell its tokens.
     max_tokens_per_request: int = 0
     charged_at: ChargedAt = ChargedAt.ARRIVAL
     safe_ttl_seconds: float = 60.0
