@@ -41,7 +41,7 @@ class Settings(pydantic_settings.BaseSettings):
     postgres_dsn: str = _setting("", "libpq connection string; not a flag, for it has a password", repr=False)
     postgres_dsn_file: pathlib.Path | None = _setting(None, "file with the libpq connection string")
     budgets_file: pathlib.Path | None = _setting(None, "YAML file of budgets, followed while it changes")
-    election_ttl_seconds: int = _setting(2, "how long the others wait after the leader is lost", ge=1, le=60)
+    election_ttl_seconds: int = _setting(3, "how long the others wait after the leader is lost", ge=1, le=60)
     accept_new_etcd: bool = _setting(False, "take an etcd that Postgres does not know as a new generation")
     tls_certificate_file: pathlib.Path | None = _setting(None, "PEM of the API's certificate")
     tls_key_file: pathlib.Path | None = _setting(None, "PEM of the API's key")

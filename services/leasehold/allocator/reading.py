@@ -79,11 +79,9 @@ def explanation(reign: reigns.Reign, name: str, holder: str) -> wire.ExplainLeas
     budget = reign.core.budget(name)
     now = reign.now()
     explained = views.explain(budget, holder, now)
-    found = next(
-        view
-        for view in views.snapshot(budget, now).holders
-        if view.holder == holder and view.state != "cooling"
-    )
+    told = [view for view in views.snapshot(budget, now).holders if view.holder == holder]
+    # A name that lives again may also have a superseded life that still counts.
+    found = min(told, key=lambda view: view.state == "cooling")
     return wire.ExplainLeaseResponse(
         holder=_holder(budget.book.names, found),
         dimensions=[

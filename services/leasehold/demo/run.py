@@ -113,7 +113,10 @@ def _judge(
     found = report.claims(outcome)
     for line in report.verdict_lines(found):
         _say(screen, line)
-    _say(screen, f"logs: {leased.folder}; judge one again: python -m leasehold.sim.auditor {leased.provider}")
+    _say(
+        screen,
+        f"logs: {leased.folder}; judge one again: {_python()} -m leasehold.sim.auditor {leased.provider}",
+    )
     broken = [claim.name for claim in found if not claim.is_upheld]
     if broken:
         sys.stderr.write("".join(f"broken claim: {name}\n" for name in broken))
@@ -135,6 +138,14 @@ def _told(wanted: plan.Plan, trace: pathlib.Path) -> str:
         f"token, no answer longer than {speed.answer_seconds_max:g} s\n"
         f"a worker is idle after {wanted.activity_timeout_seconds:g} s; {wanted.script.end_seconds:g} s in all"
     )
+
+
+def _python() -> str:
+    """This interpreter as a person would type it here."""
+    interpreter = pathlib.Path(sys.executable)
+    if interpreter.is_relative_to(pathlib.Path.cwd()):
+        return str(interpreter.relative_to(pathlib.Path.cwd()))
+    return str(interpreter)
 
 
 def _say(screen: console.Console, line: str) -> None:

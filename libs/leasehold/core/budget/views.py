@@ -142,8 +142,13 @@ def _view(held: Lease, now: float) -> HolderView:
 
 
 def explain(machine: BudgetMachine, holder: str, now: float) -> list[DimensionExplanation]:
-    """Why `holder` has what it has, dimension by dimension. Raises `NotFound` if it holds no lease."""
+    """Why `holder` has what it has, dimension by dimension; of one that is gone, what still counts for it.
+
+    Raises `NotFound` if it holds no lease and nothing of it counts.
+    """
     held = machine.book.leases.get(holder)
+    if held is None and holder in machine.book.stranded:
+        return _explained_gone(machine, holder, now)
     if held is None:
         raise errors.NotFound(f"budget {machine.spec.name} has no holder {holder!r}", field="holder")
     stranded = machine.book.stranded_of(holder)
@@ -151,6 +156,32 @@ def explain(machine: BudgetMachine, holder: str, now: float) -> list[DimensionEx
         _explained(machine, held, index, dimension, stranded[index], now)
         for index, dimension in enumerate(machine.spec.dimensions)
     ]
+
+
+def _explained_gone(machine: BudgetMachine, holder: str, now: float) -> list[DimensionExplanation]:
+    explained: list[DimensionExplanation] = []
+    counted = machine.book.stranded_of(holder)
+    for index, dimension in enumerate(machine.spec.dimensions):
+        reason = "0: its lease has ended"
+        if counted[index]:
+            last = max(part.until for part in machine.book.stranded[holder] if part.index == index)
+            reason += (
+                f"; {quantity.text(counted[index])} still count, the last for {max(0.0, last - now):.0f} s"
+            )
+        explained.append(DimensionExplanation(dimension.name, 0, 0, counted[index], counted[index], reason))
+    return explained
+
+
+def _counted_elsewhere(machine: BudgetMachine, holder: str, index: int) -> str:
+    """What of the limit nobody present can be given, and for whom it counts; empty if there is nothing."""
+    book = machine.book
+    gone = {name: book.stranded_of(name)[index] for name in book.stranded if name != holder}
+    gone = {name: amount for name, amount in gone.items() if amount}
+    if not gone:
+        return ""
+    total = quantity.text(sum(gone.values()))
+    whom = " and ".join(sorted(gone)) if len(gone) <= 2 else f"{len(gone)} holders"
+    return f"{total} of {quantity.text(book.target_limits()[index])} still count for {whom}, who ended"
 
 
 def _explained(
@@ -166,6 +197,8 @@ def _explained(
     if cooling:
         detail += f", cooling {quantity.text(cooling)}"
     parts.append(detail)
+    if elsewhere := _counted_elsewhere(machine, held.holder, index):
+        parts.append(elsewhere)
     if stranded:
         parts.append(
             f"{quantity.text(stranded)} of an earlier life of this holder still count against its share"
@@ -173,7 +206,8 @@ def _explained(
     if cap < target:
         short = quantity.text(target - cap)
         free = machine.book.pool()[index]
-        parts.append(f"waits for {short} more: {quantity.text(free)} are free, others are giving up theirs")
+        how = "the next renewal brings them" if free >= target - cap else "they come as others give up theirs"
+        parts.append(f"waits for {short} more: {quantity.text(free)} are free, {how}")
     if cap > target:
         parts.append(f"is giving up {quantity.text(cap - target)}")
     if held.state is LeaseState.SUSPECT:
