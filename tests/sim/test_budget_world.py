@@ -4,13 +4,14 @@ A failing run prints the command that replays it.
 """
 
 import dataclasses
+import random
 
 import pytest
-
 from leasehold.core.budget import holder as holders
-from leasehold.core.budget import quantity
+from leasehold.core.budget import model, quantity
 from leasehold.sim import actors_holder, world, world_scenarios
-from leasehold.sim.world_scenarios import Faults, Load, Scenario, dimension, quick_spec
+from leasehold.sim.actors_holder import Load
+from leasehold.sim.world_scenarios import Faults, Scenario, dimension, quick_spec
 
 FAMILIES = sorted(world_scenarios.SCENARIOS)
 #: 14 families x 4 blocks x 4 seeds = 224 runs of 40 s and more.
@@ -101,8 +102,6 @@ def test_a_run_can_be_repeated_exactly() -> None:
 
 def _usual(**changes: object) -> Scenario:
     """The budget of the documentation, in real seconds."""
-    import random
-
     spec = dataclasses.replace(
         quick_spec(random.Random(0)),
         dimensions=(
@@ -110,7 +109,7 @@ def _usual(**changes: object) -> Scenario:
             dimension("rpm_limit", 800),
             dimension("tpm_limit", 400_000),
         ),
-        policy=world_scenarios.model.Policy.ACTIVE_SHARE,
+        policy=model.Policy.ACTIVE_SHARE,
         ttl_seconds=10.0,
         refresh_seconds=2.0,
         arrival_jitter_seconds=1.0,

@@ -1,9 +1,9 @@
 """Each safety rule of the budget design is broken once, on purpose, and a short world must go red.
 
-A rule whose absence nobody notices is a rule that no test holds. `RULES` lists the rules; each has a scenario in
-which it matters, and the seeds to try. The same scenarios are green with the rule in force. That messages of a
-former connection or epoch are void is held by lease ids and versions too, so a world does not notice one of these
-missing; `test_budget_machine_races.py` breaks it by hand.
+A rule whose absence nobody notices is a rule that no test holds. `RULES` lists the rules; each has a scenario
+in which it matters, and the seeds to try. The same scenarios are green with the rule in force. That messages of
+a former connection or epoch are void is held by lease ids and versions too, so a world does not notice one of
+these missing; `test_budget_machine_races.py` breaks it by hand.
 """
 
 import copy
@@ -11,13 +11,12 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-
 from leasehold.core.budget import book as books
 from leasehold.core.budget import holder as holders
 from leasehold.core.budget import lease as leases
 from leasehold.core.budget import limiter as limiters
 from leasehold.core.budget import machine as machines
-from leasehold.core.budget import messages, model, rebalance, stock
+from leasehold.core.budget import messages, model, stock
 from leasehold.sim import actors_allocator, actors_holder, store, world, world_scenarios
 from leasehold.sim.world_scenarios import Scenario
 
@@ -110,7 +109,7 @@ def _dead_calls_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def _nothing_is_stranded(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machines.leases, "strand_lost", lambda *_, **__: [])
+    patch.setattr(leases, "strand_lost", lambda *_, **__: [])
 
 
 def _certified_death_frees_all(patch: pytest.MonkeyPatch) -> None:
@@ -119,7 +118,7 @@ def _certified_death_frees_all(patch: pytest.MonkeyPatch) -> None:
     def strand(*arguments: object, is_certified: bool, **named: object) -> list[leases.Stranded]:
         return [] if is_certified else plain(*arguments, is_certified=False, **named)  # type: ignore[arg-type]
 
-    patch.setattr(machines.leases, "strand_lost", strand)
+    patch.setattr(leases, "strand_lost", strand)
 
 
 def _ttl_from_receipt(patch: pytest.MonkeyPatch) -> None:
@@ -245,9 +244,7 @@ def _fork_keeps_the_lease(patch: pytest.MonkeyPatch) -> None:
 
 def _boottime_stands_still(patch: pytest.MonkeyPatch) -> None:
     """A holder that reads CLOCK_MONOTONIC does not notice that its machine slept."""
-    patch.setattr(
-        world.World, "woke_from_suspend", lambda self, life, seconds: life.clock.stand_still(seconds)
-    )
+    patch.setattr(world.World, "woke_from_suspend", lambda self, life, seconds: life.clock.stand_still(seconds))
 
 
 def _lowered_ttl_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -263,7 +260,9 @@ def _lowered_limit_does_not_bind(patch: pytest.MonkeyPatch) -> None:
 
     def redefine(self: books.Book, spec: model.BudgetSpec, now: float) -> None:
         known = {d.name: d.limit for d in self.spec.dimensions}
-        higher = tuple(dataclasses.replace(d, limit=max(d.limit, known.get(d.name, 0))) for d in spec.dimensions)
+        higher = tuple(
+            dataclasses.replace(d, limit=max(d.limit, known.get(d.name, 0))) for d in spec.dimensions
+        )
         plain(self, dataclasses.replace(spec, dimensions=higher), now)
 
     patch.setattr(books.Book, "redefine", redefine)
@@ -319,24 +318,56 @@ RULES = [
     Rule("answers wait for the commit", "leaders", _commit_is_not_awaited),
     Rule("the epoch is compared", "leaders", _epoch_is_not_compared),
     Rule("a record is raised before the holder is told", "leaders", _records_are_not_raised_first),
-    Rule("tombstones survive a takeover", "leaders", _tombstones_are_dropped_at_takeover, 25,
-         _faults(crash=2.0, leader_crash=4.0)),
-    Rule("a new leader starts every TTL again", "leaders", _takeover_does_not_restart_ttls, 25,
-         _faults(partition=0.7, leader_crash=2.5)),
+    Rule(
+        "tombstones survive a takeover",
+        "leaders",
+        _tombstones_are_dropped_at_takeover,
+        25,
+        _faults(crash=2.0, leader_crash=4.0),
+    ),
+    Rule(
+        "a new leader starts every TTL again",
+        "leaders",
+        _takeover_does_not_restart_ttls,
+        25,
+        _faults(partition=0.7, leader_crash=2.5),
+    ),
     Rule("an unknown past is quarantined", "wipes", _wipe_is_not_quarantined),
     Rule("a broken stream is not a death", "streams", _broken_stream_is_taken_for_death),
-    Rule("a report is the whole truth only if no grant can follow it", "streams",
-         _every_report_is_the_whole_truth, 40, _slow),
+    Rule(
+        "a report is the whole truth only if no grant can follow it",
+        "streams",
+        _every_report_is_the_whole_truth,
+        40,
+        _slow,
+    ),
     Rule("a forked child is fenced", "forks", _fork_keeps_the_lease),
     Rule("a holder's clock goes on through a suspend", "clocks", _boottime_stands_still),
     Rule("a lowered TTL does not shorten an earlier answer", "admin", _lowered_ttl_is_believed_at_once, 40),
-    Rule("a lowered limit binds in time", "admin", _lowered_limit_does_not_bind, 25,
-         lambda s: _faults(limit_change=2.0)(_steady(s, users=20))),
-    Rule("a transaction that was overtaken is refused", "leaders", _late_batches_are_taken, 40,
-         lambda s: dataclasses.replace(s, lost_answer_probability=0.1)),
-    Rule("no cap is raised while too much is outstanding", "clocks", _overcommitment_is_ignored, 40,
-         lambda s: _faults(suspend=0.7)(_steady(s))),
-    Rule("safe capacity is kept back after expiry", "partitions", _safe_capacity_is_not_kept_back, 25, _with_safe),
+    Rule(
+        "a lowered limit binds in time",
+        "admin",
+        _lowered_limit_does_not_bind,
+        25,
+        lambda s: _faults(limit_change=2.0)(_steady(s, users=20)),
+    ),
+    Rule(
+        "a transaction that was overtaken is refused",
+        "leaders",
+        _late_batches_are_taken,
+        40,
+        lambda s: dataclasses.replace(s, lost_answer_probability=0.1),
+    ),
+    Rule(
+        "no cap is raised while too much is outstanding",
+        "clocks",
+        _overcommitment_is_ignored,
+        40,
+        lambda s: _faults(suspend=0.7)(_steady(s)),
+    ),
+    Rule(
+        "safe capacity is kept back after expiry", "partitions", _safe_capacity_is_not_kept_back, 25, _with_safe
+    ),
 ]
 
 

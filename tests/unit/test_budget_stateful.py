@@ -9,7 +9,6 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
-
 from leasehold.core.budget import holder as holders
 from leasehold.core.budget import model
 from leasehold.sim import actors_holder, network, store, world, world_scenarios

@@ -79,9 +79,7 @@ class HolderProcess(actors.Process):
         self.clock = clock
         self.process = process
         self.load = load
-        self.core = holders.Holder(
-            budget=world.spec.name, name=name, incarnation=incarnation, process=process
-        )
+        self.core = holders.Holder(budget=world.spec.name, name=name, incarnation=incarnation, process=process)
         self.stream: network.Stream | None = None
         self.calls: dict[_Call, None] = {}
         self.admissions = 0
@@ -350,8 +348,12 @@ class HolderProcess(actors.Process):
         for call in self.calls:
             call.is_orphan = True
             at = now + self.world.rng.random() * provider_frees_after
-            self.scheduler.at(at, lambda call=call: self.world.auditor.disconnected(  # type: ignore[misc]
-                self.scheduler.now, call.ticket))
+            self.scheduler.at(
+                at,
+                lambda call=call: self.world.auditor.disconnected(  # type: ignore[misc]
+                    self.scheduler.now, call.ticket
+                ),
+            )
         if self.stream is not None:
             self.world.break_stream(self.stream)
             self.stream = None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class UnaryHolder(actors.Process):
-    """Takes a lease, repeats requests whose answer got lost, spends all of it, and lets it expire or releases it.
+    """Takes a lease, repeats requests whose answer got lost, spends all, lets it expire or releases it.
 
     It keeps to what an answer says: `ttl` counts from the instant at which that request was *sent*.
     """
@@ -85,7 +85,11 @@ class UnaryHolder(actors.Process):
     def answered(self, token: int, message: messages.Grant | messages.Refusal | None) -> None:
         """An answer arrived; maybe a second time, maybe late."""
         incarnation, sent_at = self._sent.get(token, ("", 0.0))
-        if incarnation != self.incarnation or not isinstance(message, messages.Grant) or message.end is not None:
+        if (
+            incarnation != self.incarnation
+            or not isinstance(message, messages.Grant)
+            or message.end is not None
+        ):
             return
         expires_at = sent_at + message.ttl_seconds
         if self.now >= expires_at:
@@ -106,7 +110,9 @@ class UnaryHolder(actors.Process):
         spent = world.auditor.spent(self.scheduler.now, self.incarnation)
         left = {name: amount - spent.get(name, 0) for name, amount in self._amounts.items()}
         part = world.rng.choice((1, 2, 3))
-        amounts = {name: max(0, amount) // part // quantity.MICRO * quantity.MICRO for name, amount in left.items()}
+        amounts = {
+            name: max(0, amount) // part // quantity.MICRO * quantity.MICRO for name, amount in left.items()
+        }
         amounts = {name: amount for name, amount in amounts.items() if amount}
         if amounts:
             arrives_at = self.scheduler.now + world.rng.random() * world.arrival_seconds_max

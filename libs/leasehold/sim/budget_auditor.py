@@ -185,7 +185,7 @@ class BudgetAuditor:
             allowed = self.allowed(at, name)
             if rate.total > allowed:
                 raise Violation(
-                    f"t={at:.4f}: {name}: {rate.total / 1e6:g} counted in a window of {rate.window_seconds:g} s, "
+                    f"t={at:.4f}: {name}: {rate.total / 1e6:g} counted in {rate.window_seconds:g} s, "
                     f"the limit in force is {allowed / 1e6:g}"
                 )
 
@@ -225,7 +225,10 @@ class BudgetAuditor:
         return self._uses.keys()
 
     def check_bounds(
-        self, now: float, whose: str, physical: Mapping[str, Mapping[str, int]],
+        self,
+        now: float,
+        whose: str,
+        physical: Mapping[str, Mapping[str, int]],
         believed: Mapping[str, Mapping[str, int]],
     ) -> None:
         """Each incarnation physically has at most what `believed` (a book, or etcd) says.
@@ -245,7 +248,10 @@ class BudgetAuditor:
                     )
 
     def check_stock(
-        self, now: float, physical: Mapping[str, Mapping[str, int]], pool: Mapping[str, int],
+        self,
+        now: float,
+        physical: Mapping[str, Mapping[str, int]],
+        pool: Mapping[str, int],
         in_force: Mapping[str, int],
     ) -> None:
         """What all physically have, and the pool if it has any, are at most the limit in force."""

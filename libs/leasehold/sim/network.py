@@ -27,9 +27,7 @@ class Conditions:
 class Network:
     """Latencies and partitions between named places."""
 
-    def __init__(
-        self, scheduler: world_time.Scheduler, rng: random.Random, conditions: Conditions
-    ) -> None:
+    def __init__(self, scheduler: world_time.Scheduler, rng: random.Random, conditions: Conditions) -> None:
         self.scheduler = scheduler
         self.rng = rng
         self.conditions = conditions

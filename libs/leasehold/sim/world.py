@@ -1,7 +1,7 @@
 """A deterministic world around the real budget core: holders, allocators, etcd, a network, and faults.
 
-One thread, one seed, virtual time. Everything that decides is the production core; the world plays the shells by
-the driver's contract, the operating system, the network, etcd, the provider and the users. An auditor that
+One thread, one seed, virtual time. Everything that decides is the production core; the world plays the shells
+by the driver's contract, the operating system, the network, etcd, the provider and the users. An auditor that
 shares nothing with the core judges after every step.
 
 `python -m leasehold.sim.world --scenario chaos --seed 7 [--steps 1234]` replays one run; a violation is printed
@@ -11,6 +11,7 @@ with the step at which it showed.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ class World:
             self.start_replica(f"allocator-{number}")
         for number in range(scenario.holders):
             delay = self.rng.uniform(0.0, scenario.start_spread_seconds)
-            self.scheduler.after(delay, lambda number=number: self.start_holder(f"w{number}"))  # type: ignore[misc]
+            self.scheduler.after(delay, functools.partial(self._start, f"w{number}"))
         for number in range(scenario.unary_holders):
             self.unaries.append(actors_unary.UnaryHolder(self, f"script-{number}"))
         self.faults = world_faults.Faults(self)
@@ -108,6 +109,9 @@ class World:
     def start_replica(self, name: str) -> None:
         """An allocator process starts."""
         self.replicas[name] = actors_allocator.Replica(self, name, self.clock())
+
+    def _start(self, name: str) -> None:
+        self.start_holder(name)
 
     def start_holder(
         self, name: str, *, place: str | None = None, clock: world_time.Clock | None = None
@@ -401,9 +405,7 @@ class World:
         believed: dict[str, dict[str, int]] = {}
         for value in self.store.values.values():
             if isinstance(value, effects.Record):
-                whose = (
-                    budget_auditor.ANYBODY if value.holder == machine.UNKNOWN_PAST else value.incarnation
-                )
+                whose = budget_auditor.ANYBODY if value.holder == machine.UNKNOWN_PAST else value.incarnation
                 believed[whose] = dict(value.amounts)
         if self.accepted_generation < self.store.generation:
             return
@@ -457,4 +459,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-

@@ -234,4 +234,3 @@ class Faults:
 
     def _recreation(self) -> None:
         self.world.delete_and_create()
-

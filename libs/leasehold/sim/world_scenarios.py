@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from leasehold.core.budget import model, quantity
-from leasehold.sim import network
-from leasehold.sim.actors_holder import Load
+from leasehold.sim import actors_holder, network
 
 MICRO = quantity.MICRO
 
@@ -51,7 +50,7 @@ class Scenario:
     #: Faults happen up to here; the rest shows that the world recovers.
     faults_until: float = 22.0
     faults: Faults = Faults()
-    conditions: network.Conditions = network.Conditions()
+    conditions: network.Conditions = field(default_factory=network.Conditions)
     lost_answer_probability: float = 0.0
     elector_ttl_seconds: float = 0.8
     keepalive_seconds: float = 1.0
@@ -59,10 +58,10 @@ class Scenario:
     #: Deaths of processes near the allocator are certified (of all processes, with `certifies_all`).
     certifies: bool = True
     certifies_all: bool = False
-    load: Load = field(default_factory=Load)
-    loads: Mapping[str, Load] = field(default_factory=dict)
+    load: actors_holder.Load = field(default_factory=actors_holder.Load)
+    loads: Mapping[str, actors_holder.Load] = field(default_factory=dict)
 
-    def load_of(self, name: str) -> Load:
+    def load_of(self, name: str) -> actors_holder.Load:
         """What the users of a holder do."""
         return self.loads.get(name, self.load)
 
@@ -116,14 +115,16 @@ _FAMILIES: dict[str, tuple[Faults, dict[str, object]]] = {
     "clocks": (Faults(suspend=2.0, freeze=5.0), {}),
     "wipes": (Faults(wipe=8.0, leader_crash=9.0, crash=6.0), {"seconds": 50.0}),
     "admin": (
-        Faults(limit_change=2.0, recreation=5.0, new_dimension=9.0, leader_crash=8.0, broken_stream=4.0, idle=5.0),
+        Faults(
+            limit_change=2.0, recreation=5.0, new_dimension=9.0, leader_crash=8.0, broken_stream=4.0, idle=5.0
+        ),
         {"seconds": 45.0},
     ),
     "throttles": (Faults(throttle=1.0, crash=5.0), {}),
     "unary": (Faults(crash=4.0, leader_freeze=6.0, idle=4.0), {"unary_holders": 2}),
     "overdraft": (
         Faults(idle=2.0, crash=4.0),
-        {"load": Load(users=5, above_probability=0.2)},
+        {"load": actors_holder.Load(users=5, above_probability=0.2)},
     ),
     "chaos": (
         Faults(
@@ -161,7 +162,9 @@ def _family(name: str) -> Callable[[int], Scenario]:
             )
         if rng.random() < 0.2:
             spec = dataclasses.replace(spec, charged_at=model.ChargedAt.COMPLETION)
-        load = Load(users=rng.choice((1, 3, 6)), call_seconds_max=min(0.9, spec.max_call_seconds - 0.05))
+        load = actors_holder.Load(
+            users=rng.choice((1, 3, 6)), call_seconds_max=min(0.9, spec.max_call_seconds - 0.05)
+        )
         base = Scenario(name=name, spec=spec, faults=faults, conditions=STALLS, load=load)
         return dataclasses.replace(base, **settings)  # type: ignore[arg-type]
 

@@ -1,0 +1,333 @@
+"""Races that the simulated world found, each told again as a pure test of the core."""
+
+import dataclasses
+
+import pytest
+from leasehold.core.budget import allocator, effects, messages, model, quantity, stock
+from leasehold.core.budget import holder as holders
+from leasehold.core.budget import lease as leases
+from leasehold.core.budget import limiter as limiters
+from leasehold.core.budget.machine import BudgetMachine
+from leasehold.core.epoch import Epoch
+
+MICRO = quantity.MICRO
+OLD, NEW = Epoch(1, 5, 7), Epoch(1, 9, 7)
+RATE = "rpm_limit"
+
+
+def spec(**changes: object) -> model.BudgetSpec:
+    base = model.BudgetSpec(
+        name="llm",
+        dimensions=(
+            model.Dimension(
+                name="max_concurrent_requests", kind=model.DimensionKind.CONCURRENCY, limit=4 * MICRO
+            ),
+            model.Dimension(name=RATE, kind=model.DimensionKind.RATE, limit=800 * MICRO),
+        ),
+        max_call_seconds=20.0,
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+class Scene:
+    """One allocator, told what happens by hand."""
+
+    def __init__(self, definition: model.BudgetSpec | None = None, epoch: Epoch = OLD) -> None:
+        self.core = allocator.Allocator(epoch)
+        self.now = 1_000.0
+        self.core.define(definition or spec(), 1, self.now)
+        self.effects = self.core.finish(self.now)
+
+    @property
+    def budget(self) -> BudgetMachine:
+        return self.core.budgets["llm"]
+
+    def pass_to(self, now: float) -> list[effects.Effect]:
+        self.now = now
+        self.core.tick(now)
+        return self.finish()
+
+    def finish(self) -> list[effects.Effect]:
+        self.effects = self.core.finish(self.now)
+        self.core.audit()
+        return self.effects
+
+    def report(self, holder: str, sequence: int, *, session: int = 1, **fields: object) -> list[effects.Effect]:
+        held = fields.pop("held", 0)
+        age = fields.pop("age_seconds", None)
+        report = messages.Report(
+            budget="llm",
+            holder=holder,
+            incarnation=f"{holder}-incarnation",
+            sequence=sequence,
+            is_active=True,
+            holdings=messages.Holdings(held={RATE: held * MICRO}, largest_cost={RATE: MICRO}),  # type: ignore[operator]
+            **fields,  # type: ignore[arg-type]
+        )
+        self.core.report(report, self.now, session=session, age_seconds=age)  # type: ignore[arg-type]
+        return self.finish()
+
+    def lease(self, holder: str) -> leases.Lease:
+        return self.budget.book.leases[holder]
+
+    def counted(self, holder: str) -> int:
+        """Units of the rate that count for a holder, whatever they are called."""
+        book = self.budget.book
+        held = book.leases.get(holder)
+        return (book.stranded_of(holder)[1] + (held.bound[1] if held is not None else 0)) // MICRO
+
+    def grants(self, holder: str) -> list[messages.Grant]:
+        return [
+            effect.message
+            for effect in self.effects
+            if isinstance(effect, effects.Send)
+            and isinstance(effect.message, messages.Grant)
+            and effect.message.holder == holder
+        ]
+
+
+def joined(scene: Scene, holder: str = "w0", *, session: int = 1) -> messages.Grant:
+    scene.report(holder, 1, session=session)
+    return scene.grants(holder)[-1]
+
+
+def test_report_that_outlived_its_lease_does_not_wipe_what_was_granted_since_it_was_made() -> None:
+    scene = Scene()
+    granted = joined(scene)
+    # The second report leaves the holder before it hears of 800 and is held up; the lease expires meanwhile.
+    scene.pass_to(scene.now + 10.02)
+    assert scene.counted("w0") == 800
+    scene.report("w0", 2, lease_id=granted.lease_id, held=0)
+    assert scene.counted("w0") >= 800
+
+
+def test_repeated_join_does_not_void_the_grant_that_answered_the_first() -> None:
+    scene = Scene()
+    granted = joined(scene)
+    scene.now += 1.0
+    scene.report("w0", 2, held=0)
+    assert scene.lease("w0").lease_id == granted.lease_id
+    assert scene.counted("w0") >= 800
+
+
+def test_rejoin_on_a_new_connection_is_the_whole_truth() -> None:
+    scene = Scene()
+    granted = joined(scene)
+    scene.report("w0", 2, lease_id=granted.lease_id, grant_version=granted.version, held=800)
+    scene.pass_to(scene.now + 10.02)
+    scene.report("w0", 3, session=2, is_rejoin=True, held=30)
+    assert scene.budget.book.stranded_of("w0") == (0, 0)
+
+
+def test_report_of_a_dead_process_is_passed_over() -> None:
+    scene = Scene()
+    process = messages.ProcessKey("boot", 1, 7, 7)
+    scene.report("w0", 1, process=process)
+    scene.core.process_exited(process, scene.now)
+    scene.finish()
+    scene.report("w0", 2, held=0)
+    assert "w0" not in scene.budget.book.leases
+    assert scene.counted("w0") > 0
+
+
+def test_released_incarnation_never_comes_back() -> None:
+    scene = Scene()
+    granted = joined(scene)
+    used = messages.Holdings(held={RATE: 30 * MICRO}, cooling=(messages.Cooling(RATE, (30 * MICRO,), (50.0,)),))
+    scene.core.release(
+        messages.Release(
+            budget="llm",
+            holder="w0",
+            incarnation="w0-incarnation",
+            lease_id=granted.lease_id,
+            holdings=used,
+        ),
+        scene.now,
+    )
+    scene.finish()
+    scene.report("w0", 2, session=9, held=0)
+    assert scene.grants("w0")[-1].end is messages.LeaseEnd.RELEASED
+    assert scene.counted("w0") == 30
+
+
+def test_deleted_and_recreated_budget_lends_nothing_of_leases_that_may_still_be_used() -> None:
+    scene = Scene()
+    joined(scene)
+    scene.core.delete("llm", scene.now)
+    scene.core.define(spec(), 2, scene.now)
+    scene.finish()
+    assert scene.budget.book.pool()[1] == 0
+    # Its tombstone tells a new leader that the lease may have been in use.
+    record = [e.record for e in scene.effects if isinstance(e, effects.PutRecord)][-1]
+    assert record.is_cooling and record.ttl_seconds == pytest.approx(10.0, abs=0.02)
+
+
+def test_lowered_ttl_does_not_shorten_what_an_earlier_answer_promised() -> None:
+    scene = Scene()
+    granted = joined(scene)
+    promised = scene.lease("w0").expires_at
+    scene.core.define(spec(ttl_seconds=2.0, refresh_seconds=0.5), 2, scene.now)
+    scene.now += 1.0
+    scene.report("w0", 2, lease_id=granted.lease_id)
+    assert scene.lease("w0").expires_at == promised
+
+
+def test_raised_ttl_is_in_etcd_before_the_holder_hears_of_it() -> None:
+    scene = Scene()
+    granted = joined(scene)
+    scene.core.define(spec(ttl_seconds=30.0), 2, scene.now)
+    scene.report("w0", 2, lease_id=granted.lease_id)
+    assert 30.0 in [
+        e.record.ttl_seconds
+        for e in scene.effects
+        if isinstance(e, effects.PutRecord) and e.record.holder == "w0"
+    ]
+    assert scene.grants("w0")[-1].ttl_seconds == 30.0
+
+
+def _lost(lease: leases.Lease, **named: object) -> int:
+    rules = leases.StrandRules.of(spec())
+    pace = leases.Pace((0, 200 * MICRO), (0, 0))
+    arguments = {"is_certified": True, "pace": pace} | named
+    parts = leases.strand_lost(lease, rules, 1_010.0, **arguments)  # type: ignore[arg-type]
+    return sum(part.amount for part in parts if part.index == 1 and part.until > 1_060.0) // MICRO
+
+
+def _lease(**changes: object) -> leases.Lease:
+    caps = (0, 200 * MICRO)
+    lease = leases.Lease("w0", "w0-incarnation", 1, 1_010.0, 1_000.0, caps, caps)
+    lease.held, lease.largest_cost, lease.ttl_seconds, lease.is_age_known = caps, (None, MICRO), 10.0, True
+    for name, value in changes.items():
+        setattr(lease, name, value)
+    return lease
+
+
+def test_quarantine_of_200_of_800_after_ten_seconds_is_about_62() -> None:
+    assert _lost(_lease(), is_certified=False) == 62
+
+
+def test_certified_death_quarantines_all_that_was_free_if_the_reports_age_is_not_known() -> None:
+    assert _lost(_lease(last_report_at=1_009.9)) == 21
+    assert _lost(_lease(last_report_at=1_009.9, is_age_known=False)) == 200
+
+
+def test_step_of_merged_cooling_units_may_have_been_spent_again() -> None:
+    # 200 cool, 40 of them told as coming back 1 s after the death; all but the last of those may be free.
+    cooling = (messages.Cooling(RATE, (40 * MICRO, 160 * MICRO), (11.0, 30.0)),)
+    assert _lost(_lease(cooling=cooling, cooling_since=1_000.0)) == 40
+
+
+def test_repeated_shrink_and_growth_gives_credit_each_time() -> None:
+    quiet = _lost(_lease(last_report_at=1_010.0))
+    shaken = _lease(last_report_at=1_010.0)
+    for cap in (100, 200, 100, 200):
+        shaken.set_caps((0, cap * MICRO))
+    assert _lost(shaken) == quiet + 20
+
+
+def test_safe_capacity_is_quarantined_from_when_its_use_ends() -> None:
+    rules = leases.StrandRules.of(spec(safe_ttl_seconds=60.0))
+    lease = _lease(safe=(0, 50 * MICRO))
+    parts = leases.strand_lost(lease, rules, 1_010.0, is_certified=False, pace=leases.Pace((0, 0), (0, 0)))
+    late = [part for part in parts if part.until >= 1_010.0 + 60.0 + 61.0]
+    assert sum(part.amount for part in late) == 50 * MICRO
+
+
+def test_no_cap_is_raised_while_more_is_outstanding_than_the_limit() -> None:
+    scene = Scene()
+    first = joined(scene)
+    # A holder that slept tells of 30 units that have been lent anew.
+    scene.report("w1", 1, session=2, held=30)
+    assert scene.budget.book.is_overcommitted(1)
+    assert scene.lease("w1").caps[1] == 0
+    scene.pass_to(scene.now + 1.0)
+    assert scene.lease("w1").caps[1] == 0
+    scene.report("w0", 2, lease_id=first.lease_id, grant_version=scene.lease("w0").version, held=400)
+    scene.pass_to(scene.now + 1.0)
+    assert scene.lease("w1").caps[1] == 400 * MICRO
+    assert scene.lease("w0").bound[1] + scene.lease("w1").bound[1] == 800 * MICRO
+
+
+def test_new_leader_takes_nothing_back_of_a_holder_on_a_connection_that_it_left() -> None:
+    holder = holders.Holder(budget="llm", name="w0", incarnation="w0-incarnation")
+    scene = Scene()
+    holder.connected(1)
+    scene.core.report(holder.make_report(50.0), scene.now, session=1)
+    scene.finish()
+    holder.granted(1, scene.grants("w0")[-1], 50.1)
+    before = holder.limiter.amounts()[RATE]
+    assert before == 200 * MICRO
+    late = dataclasses.replace(
+        scene.grants("w0")[-1], answered_sequence=0, version=99, amounts={RATE: 1_600 * MICRO}
+    )
+    holder.disconnected(1)
+    holder.connected(2)
+    holder.make_report(50.2)
+    holder.granted(1, late, 50.3)
+    assert holder.limiter.amounts()[RATE] == before
+    # Nor of a lower epoch, on whatever connection.
+    holder.granted(2, dataclasses.replace(late, epoch=NEW, version=3, amounts={RATE: 10 * MICRO}), 50.4)
+    holder.granted(2, late, 50.5)
+    assert holder.limiter.amounts()[RATE] == 10 * MICRO
+
+
+def _stock(cap: int, now: float = 1_000.0) -> stock.RateStock:
+    held = stock.RateStock(window_seconds=60.0, jitter_seconds=1.0, now=now)
+    held.set_cap(cap)
+    return held
+
+
+def test_shrink_of_odd_amounts_never_makes_held_grow() -> None:
+    held = _stock(1_000_003)
+    for number in range(30):
+        held.charge(1_000.0 + number, 33_333)
+    before = held.held
+    for cap in (777_777, 500_001, 3, 0):
+        held.set_cap(cap)
+        held.audit()
+        assert held.held <= before
+
+
+def test_shrink_of_a_holder_in_debt_never_makes_held_grow() -> None:
+    held = _stock(100)
+    held.charge(1_000.0, 150)
+    held.set_cap(0)
+    held.audit()
+    assert held.held == 100
+
+
+def test_pacing_debt_is_not_forgiven_by_a_shrink() -> None:
+    held = _stock(1_000)
+    held.level = -400.0
+    held.set_cap(500)
+    assert held.level == -400.0
+
+
+def test_joiner_is_paced_by_its_coming_share_rather_than_by_what_it_owns_yet() -> None:
+    held = _stock(5 * MICRO)
+    held.set_pace(400 * MICRO)
+    held.advance(1_001.0)
+    assert held.can_admit(MICRO)
+    assert held.burst == 40 * MICRO
+
+
+def test_time_alone_does_not_help_a_cost_that_waits_for_credit() -> None:
+    held = _stock(100)
+    held.credit_max = 5
+    held.advance(1_100.0)
+    assert not held.can_admit(50)
+    assert held.seconds_until(50, 1_100.0) == float("inf")
+
+
+def test_lack_of_credit_is_reported_once() -> None:
+    holder = holders.Holder(budget="llm", name="w0", incarnation="w0-incarnation")
+    scene = Scene()
+    holder.connected(1)
+    scene.core.report(holder.make_report(50.0), scene.now, session=1)
+    scene.finish()
+    holder.granted(1, scene.grants("w0")[-1], 50.1)
+    holder.make_report(50.15)
+    holder.limiter.enqueue(limiters.Waiter(holder.limiter.cost(200)))
+    assert holder.wants_report(50.2)
+    holder.make_report(50.2)
+    assert not holder.wants_report(50.2001)
