@@ -183,6 +183,29 @@ async def test_an_unreadable_record_quarantines_its_budget_alone_and_is_cleared_
         assert await site.get(bad) is None
 
 
+async def test_a_holder_that_joins_again_over_its_unreadable_record_keeps_the_new_one(
+    site: Installation,
+) -> None:
+    async with site.leading() as leader:
+        await leader.administration.put_budget(spec())
+    key = KEYS.lease(("llm", "a", "a-incarnation"))
+    await site.put(key, b"not JSON")
+    site.database.go_away()
+    async with site.standing() as (leader, _):
+        await turns_until(lambda: leader.reign is not None)
+        in_use = messages.Holdings(held={CALLS: 10**6})
+        report = messages.Report(
+            budget="llm", holder="a", incarnation="a-incarnation", sequence=1, holdings=in_use
+        )
+        await leader.require().report_once(report)
+        site.database.come_back()
+        await leader.administration.is_synchronized.wait()
+
+        found = await site.get(key)
+        assert found is not None
+        assert records.decode_record(KEYS, key, found.value).amounts == {CALLS: 10**6}
+
+
 async def test_a_budget_whose_copy_is_unreadable_comes_from_postgres_with_its_leases_quarantined(
     site: Installation,
 ) -> None:

@@ -199,7 +199,7 @@ class Administration:
         await reign.flush()
         if past.keys:
             # Only now: whoever took over before this instant must quarantine again.
-            reign.committer.delete(past.keys)
+            reign.clear_away(past.keys)
             await reign.flush()
         _log.info("definitions_in_force", budgets=len(stored))
 

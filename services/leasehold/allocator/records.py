@@ -58,6 +58,13 @@ class Keys:
         """Key of a record."""
         return self.leases + "/".join(key)
 
+    def lease_parts(self, key: str) -> tuple[str, str, str] | None:
+        """(budget, holder, incarnation) of a record's key; None for a key that is none."""
+        parts = key.removeprefix(self.leases).split("/")
+        if not key.startswith(self.leases) or len(parts) != 3:
+            return None
+        return parts[0], parts[1], parts[2]
+
 
 def encode_record(record: effects.Record) -> bytes:
     """The value of a record."""

@@ -53,6 +53,7 @@ class Reign:
             on_overflow=self._give_up_connections,
             collect=self._finish,
         )
+        self._keys = keys
         self.ledger = ledger.LedgerWriter(store, epoch, on_fenced=lambda error: self.fence(error.message))
         #: Set, and replaced by a new one, with everything that a watcher may want to see.
         self.news = asyncio.Event()
@@ -181,6 +182,16 @@ class Reign:
             self.committer.wake()
         elif self._finish_handle is None:
             self._finish_handle = self._loop.call_soon(self._finish)
+
+    def clear_away(self, keys: Sequence[str]) -> None:
+        """Remove keys of earlier leaders that stand for nobody knows what; `flush` says when it is done.
+
+        A holder of such a record may have joined again meanwhile: its key has a new record then, and stays.
+        """
+        parts = {key: self._keys.lease_parts(key) for key in keys}
+        self.committer.delete(
+            [key for key, lease in parts.items() if not (lease and self.core.has_record(*lease))]
+        )
 
     async def flush(self) -> None:
         """Return once everything fed so far is in etcd. Raises `StaleEpoch` if the reign ends first."""

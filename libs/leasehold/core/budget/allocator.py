@@ -45,6 +45,11 @@ class Allocator:
         self._touched[record.budget] = None
         return True
 
+    def has_record(self, budget: str, holder: str, incarnation: str) -> bool:
+        """Whether etcd has, or is about to have, a record that this reign vouches for."""
+        known = self.budgets.get(budget)
+        return known is not None and known.book.has_record((holder, incarnation))
+
     def define(self, spec: model.BudgetSpec, version: int, now: float) -> None:
         """An administrator's definition, durable already. Check it with `check_definition` before it is."""
         budget = self.budgets.get(spec.name)

@@ -302,6 +302,10 @@ class Book:
         """etcd has this record already."""
         self._recorded[(record.holder, record.incarnation)] = record
 
+    def has_record(self, key: Key) -> bool:
+        """Whether etcd has, or is about to have, a record of this book under `key`."""
+        return key in self._recorded
+
     def take_record_effects(self) -> list[effects.Effect]:
         """Writes that bring etcd's records in line with the book."""
         if not self._unrecorded:

@@ -251,8 +251,8 @@ def strand_lost(
     """What a lease leaves that ends at `end` by expiry, or by a certified death.
 
     Calls count until `end` + max_call (orphan_seconds if certified). Of a rate, what is known to cool returns
-    when cool; what may be spent between the last report and `end` (at most the pace allows, and no more than was
-    free, has cooled since, or was refundable) is quarantined for window + jitter; the rest returns at `end`.
+    when cool; what may be spent between the last report and `end` (at most the pace allows, and no more than
+    was free, has cooled since, or was refundable) is quarantined for window + jitter; the rest returns then.
     Without a certificate the holder may go on with its safe capacity: that is quarantined from when this ends.
     `pace` None: it is not known how the holder was paced.
     """
