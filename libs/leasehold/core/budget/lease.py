@@ -3,6 +3,7 @@
 Amounts are tuples of micro-units in the order of the budget's dimensions.
 """
 
+import dataclasses
 import enum
 from collections import deque
 from collections.abc import Sequence
@@ -202,6 +203,15 @@ class StrandRules:
             orphan_seconds=spec.orphan_call_seconds * TTL_FACTOR,
             safe_ttl_seconds=spec.safe_ttl_seconds * TTL_FACTOR,
             charged_at=spec.charged_at,
+        )
+
+    def covering(self, earlier: "StrandRules") -> "StrandRules":
+        """These rules while calls, and holders that are cut off, may still go by the durations of `earlier`."""
+        return dataclasses.replace(
+            self,
+            max_call_seconds=max(self.max_call_seconds, earlier.max_call_seconds),
+            orphan_seconds=max(self.orphan_seconds, earlier.orphan_seconds),
+            safe_ttl_seconds=max(self.safe_ttl_seconds, earlier.safe_ttl_seconds),
         )
 
     def lost_seconds(self, index: int, *, is_certified: bool = False) -> float:
