@@ -267,3 +267,35 @@ def test_a_join_that_is_repeated_is_told_the_terms_again_for_the_first_answer_ma
 
     assert [grant.answered_sequence for grant in answers] == [1, 2]
     assert answers[-1].terms is not None
+
+
+def test_a_shorter_max_call_does_not_shorten_the_calls_that_run_already() -> None:
+    def defined(max_call_seconds: float, version: int, now: float) -> None:
+        document = {"name": "llm", "dimensions": {CALLS: 10}, "max_call_seconds": max_call_seconds}
+        core.define(codec.decode_budget(document), version, now)
+        core.finish(now)
+
+    core = allocators.Allocator(EPOCH)
+    defined(600.0, 1, 0.0)
+    core.report(_report(1), 1.0, session=1)
+    grant = _grants(core.finish(1.0))[-1]
+    core.report(_report(2, grant, held={CALLS: 10 * MICRO}), 2.0, session=1)  # ten calls begin
+    core.finish(2.0)
+    defined(10.0, 2, 3.0)
+    core.session_closed(1, 3.5)
+    for now in (12.1, 601.9):
+        core.tick(now)
+        core.finish(now)
+        assert core.budgets["llm"].book.stranded_of("h") == (10 * MICRO,)
+
+    core.tick(613.0)
+    core.finish(613.0)
+    assert core.budgets["llm"].book.pool() == [10 * MICRO]
+    # The news is as old as its longest call: from now on the new bound is the only one.
+    core.report(_report(40), 700.0, session=2)
+    core.finish(700.0)
+    core.session_closed(2, 700.5)
+    for now in (710.1, 720.2):
+        core.tick(now)
+        core.finish(now)
+    assert core.budgets["llm"].book.stranded_of("h") == (0,)

@@ -40,6 +40,8 @@ class Book:
         #: (instant, active holders told from then on), oldest first; emptied when the limits change.
         self._paces: deque[tuple[float, int]] = deque()
         self._paced_since = now
+        #: Until then `rules` also cover the definitions before the present one.
+        self._covered_until: float | None = None
         self.throttles: dict[str, throttles.Throttle] = {}
         #: Units came back since the flag was last cleared.
         self.has_gained = False
@@ -68,8 +70,14 @@ class Book:
 
     def redefine(self, spec: model.BudgetSpec, now: float) -> None:
         """Take a new definition; dimensions keep their units by name."""
-        old_names = self.names
+        old_names, earlier = self.names, self.rules
+        # A lease outlives the news by a TTL at most, a call or a safe capacity that began then by its own time.
+        lasting_seconds = self.spec.ttl_seconds * leases.TTL_FACTOR + max(
+            earlier.max_call_seconds, earlier.orphan_seconds, earlier.safe_ttl_seconds
+        )
         self._adopt(spec, now)
+        self.rules = self.rules.covering(earlier)
+        self._covered_until = max(self._covered_until or now, now + lasting_seconds)
         if self.names != old_names:
             self._remap(old_names)
         self._paces.clear()
@@ -201,6 +209,12 @@ class Book:
         self._unrecorded[key] = None
         self.departed[key] = Departed(held, end, until)
         heapq.heappush(self._departed_heap, (until, key))
+
+    def forget_durations(self, now: float) -> None:
+        """Nobody goes by an earlier definition's durations any more."""
+        if self._covered_until is not None and self._covered_until <= now:
+            self.rules = leases.StrandRules.of(self.spec)
+            self._covered_until = None
 
     def forget_departed(self, now: float) -> None:
         """Nothing of those who left long ago can be under way any more."""

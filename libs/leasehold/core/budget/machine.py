@@ -479,6 +479,7 @@ class BudgetMachine:
 
     def tick(self, now: float) -> None:
         """Let time pass: expiries, cooled units, recovery of limits, turns."""
+        self.book.forget_durations(now)
         self._expire(now)
         self.book.forget_departed(now)
         if self.book.next_return() <= now:
