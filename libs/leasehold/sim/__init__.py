@@ -1,0 +1,1 @@
+"""Traces, auditors, and a deterministic world with faults for the budget core."""

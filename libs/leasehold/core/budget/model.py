@@ -140,14 +140,18 @@ class HolderClass:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.pattern) <= 128:
-            raise errors.InvalidArgument("holder_classes.pattern: 1 to 128 characters",
-                                         field="holder_classes.pattern")
+            raise errors.InvalidArgument(
+                "holder_classes.pattern: 1 to 128 characters", field="holder_classes.pattern"
+            )
         if not (math.isfinite(self.weight) and 0.001 <= self.weight <= 1e6):
-            raise errors.InvalidArgument(f"holder_classes.weight: {self.weight:g} is not in 0.001 to 1e6",
-                                         field="holder_classes.weight")
+            raise errors.InvalidArgument(
+                f"holder_classes.weight: {self.weight:g} is not in 0.001 to 1e6", field="holder_classes.weight"
+            )
         if not -1000 <= self.priority <= 1000:
-            raise errors.InvalidArgument(f"holder_classes.priority: {self.priority} is not in -1000 to 1000",
-                                         field="holder_classes.priority")
+            raise errors.InvalidArgument(
+                f"holder_classes.priority: {self.priority} is not in -1000 to 1000",
+                field="holder_classes.priority",
+            )
 
 
 DEFAULT_CLASS = HolderClass(pattern="*")
@@ -181,8 +185,9 @@ class BudgetSpec:
         self._check_dimensions()
         self._check_durations()
         if not 1 <= self.expected_workers <= 100_000:
-            raise errors.InvalidArgument(f"expected_workers: {self.expected_workers} is not in 1 to 100000",
-                                         field="expected_workers")
+            raise errors.InvalidArgument(
+                f"expected_workers: {self.expected_workers} is not in 1 to 100000", field="expected_workers"
+            )
         if len(self.holder_classes) > HOLDER_CLASSES_MAX:
             raise errors.InvalidArgument("holder_classes: at most 100", field="holder_classes")
         for holder_class in self.holder_classes:
@@ -191,19 +196,20 @@ class BudgetSpec:
 
     def _check_dimensions(self) -> None:
         if not 1 <= len(self.dimensions) <= DIMENSIONS_MAX:
-            raise errors.InvalidArgument(f"dimensions: {len(self.dimensions)} given, 1 to 16 are allowed",
-                                         field="dimensions")
+            raise errors.InvalidArgument(
+                f"dimensions: {len(self.dimensions)} given, 1 to 16 are allowed", field="dimensions"
+            )
         names = [dimension.name for dimension in self.dimensions]
         for name in names:
             if names.count(name) > 1:
                 raise errors.InvalidArgument(f"dimensions: {name} is given twice", field="dimensions")
         token_limit = next((d.limit for d in self.dimensions if d.name == "tpm_limit"), None)
         if self.max_tokens_per_request < 0:
-            raise errors.InvalidArgument("max_tokens_per_request is negative",
-                                         field="max_tokens_per_request")
+            raise errors.InvalidArgument("max_tokens_per_request is negative", field="max_tokens_per_request")
         if token_limit is not None and self.max_tokens_per_request > token_limit:
-            raise errors.InvalidArgument("max_tokens_per_request is above tpm_limit",
-                                         field="max_tokens_per_request")
+            raise errors.InvalidArgument(
+                "max_tokens_per_request is above tpm_limit", field="max_tokens_per_request"
+            )
 
     def _check_durations(self) -> None:
         _checked_seconds(self.activity_timeout_seconds, "activity_timeout_seconds", least=0.1)
@@ -233,8 +239,9 @@ class BudgetSpec:
                 return dimension
         known = ", ".join(dimension.name for dimension in self.dimensions)
         where = f"{field_name}.{name}"
-        raise errors.InvalidArgument(f"{where}: budget {self.name} has no such dimension (it has {known})",
-                                     field=where)
+        raise errors.InvalidArgument(
+            f"{where}: budget {self.name} has no such dimension (it has {known})", field=where
+        )
 
     def holder_class(self, holder: str) -> HolderClass:
         """The first class whose pattern matches, else weight 1, priority 0, no safe capacity."""
