@@ -289,8 +289,8 @@ class Rebalancer:
     def _gives_way(self, held: Lease, index: int) -> bool:
         """Whether what a holder is giving up must go to another first.
 
-        A turn is over long before the units of a rate have cooled: if whoever had it kept them for the next one,
-        those that wait for their first would never get theirs.
+        A turn is over long before the units of a rate have cooled: if whoever had it kept them for the next
+        one, those that wait for their first would never get theirs.
         """
         if not self.neediest:
             return False
