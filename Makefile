@@ -6,8 +6,8 @@ VENV := .venv
 VENV_RUN := .venv-run
 BIN := $(VENV)/bin
 SOURCES := libs services tests
-# Spread over the machine's processors; the suite itself decides what may run side by side.
-WORKERS ?= auto
+# Most tests wait for real processes: two workers a processor keep both processors busy.
+WORKERS ?= $(shell echo $$(( 2 * $$(nproc) )))
 
 .PHONY: help run up test soak check fmt lint types imports proto proto-check bench lock clean
 
