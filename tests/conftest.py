@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
+
 # Settings of the person who runs the tests must not reach the code under test. The two that stay are for the
 # tests themselves: which servers to use, and where fetched programs are kept.
 _KEPT = {"LEASEHOLD_TEST_SERVERS", "LEASEHOLD_CACHE_DIR"}
@@ -13,5 +15,12 @@ for _name in list(os.environ):
 
 # The import mode `importlib` leaves sys.path alone, and a plugin is found by its name.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A slow first example tells of the machine, not of the code. The same examples each time: what a run finds, the
+# next one finds again; `make soak` looks further, at other seeds.
+hypothesis.settings.register_profile(
+    "leasehold", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("leasehold")
 
 pytest_plugins = ["fixtures_servers", "fixtures_allocator"]
