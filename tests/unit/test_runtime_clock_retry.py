@@ -55,26 +55,3 @@ def test_the_same_seed_gives_the_same_delays() -> None:
 def test_a_backoff_that_does_not_grow_is_refused(initial: float, most: float) -> None:
     with pytest.raises(errors.InvalidArgument):
         retry.Backoff(initial_seconds=initial, max_seconds=most)
-
-
-def test_in_a_long_outage_retries_are_a_tenth_of_the_calls() -> None:
-    budget = retry.RetryBudget(ratio=0.1, burst=10)
-    retries = 0
-    for _ in range(1_000):
-        budget.record_first_attempt()
-        while budget.try_spend():
-            retries += 1
-    assert 100 <= retries <= 110
-
-
-def test_a_budget_saves_no_more_than_its_burst() -> None:
-    budget = retry.RetryBudget(ratio=1.0, burst=3)
-    for _ in range(50):
-        budget.record_first_attempt()
-    assert [budget.try_spend() for _ in range(4)] == [True, True, True, False]
-
-
-@pytest.mark.parametrize(("ratio", "burst"), [(-0.1, 10), (1.1, 10), (0.1, 0.5), (math.nan, 10)])
-def test_a_budget_that_bounds_nothing_is_refused(ratio: float, burst: float) -> None:
-    with pytest.raises(errors.InvalidArgument):
-        retry.RetryBudget(ratio, burst)

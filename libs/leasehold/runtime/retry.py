@@ -34,32 +34,3 @@ class Backoff:
         while True:
             yield rng.uniform(step / 2, step)
             step = min(step * _GROWTH, self.max_seconds)
-
-
-class RetryBudget:
-    """Bounds retries to a part of the calls: an overloaded server must not be met with several times the load.
-
-    Each first attempt earns ``ratio`` of a retry, up to ``burst`` saved; each retry spends one. A ratio of 0.1
-    means at most 10% more load in the long run ("Handling Overload", Site Reliability Engineering, O'Reilly
-    2016). Not for use from several threads at once.
-    """
-
-    def __init__(self, ratio: float = 0.1, burst: float = 10.0) -> None:
-        if not (0 <= ratio <= 1 and burst >= 1):
-            raise errors.InvalidArgument(
-                "a retry budget has a ratio of 0 to 1 and a burst of at least 1", field="ratio"
-            )
-        self._ratio = ratio
-        self._burst = burst
-        self._saved = burst
-
-    def record_first_attempt(self) -> None:
-        """Count a call that is not a retry."""
-        self._saved = min(self._burst, self._saved + self._ratio)
-
-    def try_spend(self) -> bool:
-        """Whether one retry may be made now; if so, it is counted."""
-        if self._saved < 1:
-            return False
-        self._saved -= 1
-        return True
