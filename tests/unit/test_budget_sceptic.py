@@ -1,11 +1,13 @@
 """Interleavings that would break the limit or strand a waiter, found by argument; each failed once."""
 
 import asyncio
+import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import client_scene
 import pytest
-from fake_allocator import CALLS, LIMITS, REQUESTS
+from fake_allocator import CALLS, LIMITS, REQUESTS, SLOTS
 from leasehold.allocator import committer, records
 from leasehold.client import engine as engines
 from leasehold.client import gates
@@ -299,3 +301,57 @@ def test_a_shorter_max_call_does_not_shorten_the_calls_that_run_already() -> Non
         core.tick(now)
         core.finish(now)
     assert core.budgets["llm"].book.stranded_of("h") == (0,)
+
+
+def _join(incarnation: str, process: messages.ProcessKey) -> messages.Report:
+    return dataclasses.replace(_report(1), incarnation=incarnation, process=process)
+
+
+def test_a_late_join_of_an_earlier_process_does_not_end_the_one_that_took_its_place() -> None:
+    core = _allocator()
+    earlier, later = PROCESS, dataclasses.replace(PROCESS, pid=3, start_time_ticks=PROCESS.start_time_ticks + 1)
+    core.report(_join("later-incarnation", later), 2.0, session=2)
+    core.finish(2.0)
+    core.report(_join("earlier-incarnation", earlier), 3.0, session=1)
+
+    answers = _grants(core.finish(3.0))
+
+    ended = [grant.incarnation for grant in answers if grant.end is messages.LeaseEnd.SUPERSEDED]
+    assert ended == ["earlier-incarnation"]
+    assert core.budgets["llm"].book.leases["h"].incarnation == "later-incarnation"
+
+
+def test_an_earlier_process_takes_the_place_of_a_later_one_that_has_left() -> None:
+    core = _allocator()
+    later = dataclasses.replace(PROCESS, pid=3, start_time_ticks=PROCESS.start_time_ticks + 1)
+    core.report(_join("later-incarnation", later), 2.0, session=2)
+    core.finish(2.0)
+    core.session_closed(2, 2.5)
+    core.report(_join("earlier-incarnation", PROCESS), 3.0, session=1)
+    core.finish(3.0)
+
+    assert core.budgets["llm"].book.leases["h"].incarnation == "earlier-incarnation"
+
+
+def test_what_a_failed_tasks_callback_waits_for_may_use_the_executor() -> None:
+    scene = _scene({**LIMITS, SLOTS: 1})
+    executor = scene.budget.executor(SLOTS)
+    may_end, was_free = threading.Event(), threading.Event()
+
+    def use_it() -> None:
+        executor.shutdown(wait=False)
+        was_free.set()
+
+    def use_it_elsewhere(_: object) -> None:
+        other = threading.Thread(target=use_it)
+        other.start()
+        other.join(timeout=10.0)
+
+    executor.submit(may_end.wait)
+    waiting = executor.submit(may_end.wait)
+    waiting.add_done_callback(use_it_elsewhere)
+    scene.engine.close()
+    may_end.set()
+
+    assert isinstance(waiting.exception(timeout=10.0), errors.FailedPrecondition)
+    assert was_free.is_set()

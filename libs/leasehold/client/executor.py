@@ -77,19 +77,25 @@ class BudgetExecutor(futures.Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; `wait` for those there are, which `cancel_futures` limits to the running ones."""
+        cancelled: list[_Task] = []
         with self._condition:
             self._is_shut = True
             if cancel_futures:
-                for task in self._waiting:
-                    task.future.cancel()
+                cancelled = list(self._waiting)
                 self._waiting.clear()
                 self._note_backlog()
+        # Without the lock: what waits for these futures runs code of the user.
+        for task in cancelled:
+            task.future.cancel()
+        with self._condition:
             self._condition.notify_all()
             while wait and (self._waiting or self._running):
                 self._condition.wait()
 
     def _dispatch(self) -> None:
         """Start what slots allow. Called after each submission, end of a task, and change of allocation."""
+        failed: list[_Task] = []
+        error: errors.LeaseholdError | None = None
         with self._condition:
             while self._waiting:
                 if self._waiting[0].future.cancelled():
@@ -97,8 +103,9 @@ class BudgetExecutor(futures.Executor):
                     continue
                 try:
                     shape = self._engine.try_take_slot(self._dimension)
-                except errors.LeaseholdError as error:
-                    self._fail_waiting(error)
+                except errors.LeaseholdError as refusal:
+                    failed, error = list(self._waiting), refusal
+                    self._waiting.clear()
                     break
                 if shape is None:
                     break
@@ -113,12 +120,10 @@ class BudgetExecutor(futures.Executor):
                     threading.Thread(target=self._work, name=name, daemon=True).start()
             self._note_backlog()
             self._condition.notify_all()
-
-    def _fail_waiting(self, error: errors.LeaseholdError) -> None:
-        for task in self._waiting:
+        # Without the lock: what waits for these futures runs code of the user.
+        for task in failed:
             if task.future.set_running_or_notify_cancel():
                 task.future.set_exception(error)
-        self._waiting.clear()
 
     def _note_backlog(self) -> None:
         if not self._waiting or not (self._engine.is_closed or self._engine.holder.end):

@@ -276,7 +276,8 @@ class Holder:
             waiting_cost=self._reported_waiting,
             holdings=holdings,
             throttles=tuple(self._throttles),
-            process=self.process if self._is_first_on_session else None,
+            # With every join: the allocator tells by it a late one, of a process that is gone.
+            process=self.process if self._is_first_on_session or not self.lease_id else None,
             boottime_nanos=int(now * 1e9),
         )
         self._throttles = []

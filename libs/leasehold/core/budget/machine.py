@@ -213,6 +213,8 @@ class BudgetMachine:
             return messages.LeaseEnd.SUPERSEDED, False
         if held is not None and (departed is not None or report.is_rejoin or report.lease_id != 0):
             return messages.LeaseEnd.SUPERSEDED, False
+        if held is not None and _is_of_earlier_process(report, held):
+            return messages.LeaseEnd.SUPERSEDED, False
         if departed is None:
             return None, False
         match departed.end:
@@ -569,3 +571,14 @@ class BudgetMachine:
             ttl_seconds = max(0.0, (held.expires_at - now) / leases.TTL_FACTOR)
         grant = self._scribe.grant(held, answered_sequence=answer.sequence, ttl_seconds=ttl_seconds)
         self._scribe.deliver(grant, answer.session, answer.token)
+
+
+def _is_of_earlier_process(report: messages.Report, held: Lease) -> bool:
+    """Whether a join was made by a process that began before the one that is connected under its name.
+
+    It was held up on its way, or its sender uses a name that is taken: the later process is not to stop for it.
+    """
+    newcomer, present = report.process, held.process
+    if newcomer is None or present is None or held.state is not LeaseState.LIVE:
+        return False
+    return newcomer.boot_id == present.boot_id and newcomer.start_time_ticks < present.start_time_ticks
