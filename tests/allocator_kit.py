@@ -254,14 +254,16 @@ class Fleet:
     ) -> Any:
         """Call a unary method, on the leader if no other is named. Raises core errors."""
         target = at if at is not None else await self.leader()
-        while True:
-            try:
-                return await getattr(self.stub(target), method)(request, timeout=seconds)
-            except grpc.aio.AioRpcError as error:
-                # grpc.aio's own failure to start the call, seen once in some thousand: no server has said so.
-                if error.details() == "Internal error from Core":
-                    continue
+        try:
+            return await getattr(self.stub(target), method)(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            # grpc.aio's own failure, seen once in some thousand calls: asked again once, as a client would.
+            if error.details() != "Internal error from Core":
                 raise rpc_errors.from_rpc_error(error) from error
+        try:
+            return await getattr(self.stub(target), method)(request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise rpc_errors.from_rpc_error(error) from error
 
     async def put(self, definition: budget_pb2.Budget, **fields: Any) -> budget_pb2.Budget:
         answer = await self.call("PutBudget", wire.PutBudgetRequest(budget=definition, **fields))

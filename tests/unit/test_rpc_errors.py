@@ -161,3 +161,10 @@ def test_a_detail_that_is_damaged_inside_is_passed_over() -> None:
     received = rpc_errors.from_proto(status)
     assert type(received) is errors.NotFound
     assert received.message == "gone"
+
+
+def test_a_call_that_grpc_itself_could_not_carry_may_be_tried_again() -> None:
+    nothing = grpc.aio.Metadata()
+    failure = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "Internal error from Core")
+
+    assert type(rpc_errors.from_rpc_error(failure)) is errors.Unavailable

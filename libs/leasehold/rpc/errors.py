@@ -137,6 +137,10 @@ def from_proto(status: status_pb2.Status) -> errors.LeaseholdError:
     )
 
 
+#: What grpc.aio says where an operation of a call failed on this side: no server has said so.
+_NOT_CARRIED: Final = "Internal error from Core"
+
+
 class _StatusOfCall(Protocol):
     """What both ``grpc.aio.AioRpcError`` and the blocking API's errors offer."""
 
@@ -158,6 +162,8 @@ def from_rpc_error(error: grpc.RpcError) -> errors.LeaseholdError:
             status = _parse(value)
             if status is not None and status.code == code.value[0]:
                 return from_proto(status)
+    if code is grpc.StatusCode.INTERNAL and call.details() == _NOT_CARRIED:
+        return errors.Unavailable("gRPC itself could not carry the call", retry_after_seconds=0.1)
     return from_proto(status_pb2.Status(code=code.value[0], message=call.details() or code.name))
 
 
