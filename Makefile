@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 VENV_RUN := .venv-run
 BIN := $(VENV)/bin
-SOURCES := libs services tests
+SOURCES := libs services agents tests
 # Most tests wait for real processes: two workers a processor keep both processors busy.
 WORKERS ?= $(shell echo $$(( 2 * $$(nproc) )))
 

@@ -8,13 +8,13 @@ import sys
 
 from allocator_holders import DrivenHolder, running
 from allocator_kit import until
-from leasehold.core.budget import messages
+from leasehold.core import processes
 from leasehold.runtime import identity
 
 
 async def main(address: str, name: str, *, is_anonymous: bool) -> None:
     me = identity.current()
-    process = messages.ProcessKey(me.boot_id, me.pid_namespace, me.pid, me.start_time_ticks)
+    process = processes.ProcessKey(me.boot_id, me.pid_namespace, me.pid, me.start_time_ticks)
     holder = DrivenHolder([address], name, process=None if is_anonymous else process)
     async with running(holder):
         holder.spend(calls=50)

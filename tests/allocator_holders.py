@@ -18,7 +18,7 @@ from allocator_kit import now
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.api.budget.v1 import budget_service_pb2_grpc as wire_grpc
 from leasehold.api.budget.v1 import lease_pb2
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import holder, limiter, messages, quantity
 from leasehold.rpc import channel as channels
 from leasehold.rpc import errors as rpc_errors
@@ -93,7 +93,7 @@ class DrivenHolder:
         *,
         budget: str = "llm",
         incarnation: str | None = None,
-        process: messages.ProcessKey | None = None,
+        process: processes.ProcessKey | None = None,
         auditor: Auditor | None = None,
         is_active: bool = True,
     ) -> None:

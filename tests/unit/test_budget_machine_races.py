@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from leasehold.core import processes
 from leasehold.core.budget import allocator, effects, messages, model, quantity, stock
 from leasehold.core.budget import holder as holders
 from leasehold.core.budget import lease as leases
@@ -121,7 +122,7 @@ def test_rejoin_on_a_new_connection_is_the_whole_truth() -> None:
 
 def test_report_of_a_dead_process_is_passed_over() -> None:
     scene = Scene()
-    process = messages.ProcessKey("boot", 1, 7, 7)
+    process = processes.ProcessKey("boot", 1, 7, 7)
     scene.report("w0", 1, process=process)
     scene.core.process_exited(process, scene.now)
     scene.finish()

@@ -12,7 +12,7 @@ from leasehold.allocator import committer, records
 from leasehold.client import engine as engines
 from leasehold.client import gates
 from leasehold.core import epoch as epochs
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import allocator as allocators
 from leasehold.core.budget import codec, effects, messages, stock
 from leasehold.core.budget.quantity import MICRO
@@ -198,7 +198,7 @@ async def test_a_write_that_etcd_carries_out_late_undoes_no_later_one_and_ends_n
     await etcd.close()
 
 
-PROCESS = messages.ProcessKey("boot", 1, 2, 3)
+PROCESS = processes.ProcessKey("boot", 1, 2, 3)
 
 
 def _report(sequence: int, grant: messages.Grant | None = None, **holdings: object) -> messages.Report:
@@ -303,7 +303,7 @@ def test_a_shorter_max_call_does_not_shorten_the_calls_that_run_already() -> Non
     assert core.budgets["llm"].book.stranded_of("h") == (0,)
 
 
-def _join(incarnation: str, process: messages.ProcessKey) -> messages.Report:
+def _join(incarnation: str, process: processes.ProcessKey) -> messages.Report:
     return dataclasses.replace(_report(1), incarnation=incarnation, process=process)
 
 

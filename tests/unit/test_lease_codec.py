@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from leasehold.api.budget.v1 import budget_pb2, lease_pb2
 from leasehold.core import epoch as epochs
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import messages, model, quantity
 from leasehold.rpc import budget_codec, lease_codec, wire_values
 
@@ -24,8 +24,8 @@ names = st.sampled_from(("a", "llm-api", "worker_1234", "x" * 128))
 incarnations = st.sampled_from(("01234567", "0123456789abcdef" * 4))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
-processes = st.builds(
-    messages.ProcessKey,
+process_keys = st.builds(
+    processes.ProcessKey,
     st.sampled_from(("8d1ee8d0-5b3c-4b5e-9a53-2a1e0f6c7b11", "b")),
     uint64,
     st.integers(1, 2**22),
@@ -75,7 +75,7 @@ reports = st.builds(
     throttles=st.lists(
         st.builds(messages.Throttle, st.sampled_from(("", *DIMENSIONS)), seconds), max_size=5
     ).map(tuple),
-    process=st.none() | processes,
+    process=st.none() | process_keys,
     boottime_nanos=uint64,
 )
 releases = st.builds(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from leasehold.client import allocation as allocations
 from leasehold.client import failures, gates
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import holder as holders
 from leasehold.core.budget import limiter as limiters
 from leasehold.core.budget import messages, quantity
@@ -71,7 +71,7 @@ class Engine:
         *,
         budget: str,
         name: str,
-        process: messages.ProcessKey | None = None,
+        process: processes.ProcessKey | None = None,
         now: Callable[[], float] = boot_seconds,
         start: "Callable[[Engine], None] | None" = None,
     ) -> None:
@@ -84,7 +84,7 @@ class Engine:
         self._listeners: list[Callable[[], None]] = []
         self._begin(name, process)
 
-    def _begin(self, name: str, process: messages.ProcessKey | None) -> None:
+    def _begin(self, name: str, process: processes.ProcessKey | None) -> None:
         self.lock = threading.Lock()
         self.name = name
         self.holder = holders.Holder(
@@ -96,7 +96,7 @@ class Engine:
         self._planned_at = float("inf")
         self._warned_of = ""
 
-    def begin_anew(self, name: str, process: messages.ProcessKey | None) -> None:
+    def begin_anew(self, name: str, process: processes.ProcessKey | None) -> None:
         """In the child of a fork: an incarnation of its own, with nothing of the parent's lease.
 
         The parent's lock may be held by a thread that does not exist here, its stocks half-changed: neither is
@@ -564,7 +564,7 @@ class Engine:
             self.poke()
 
 
-def own_process() -> messages.ProcessKey | None:
+def own_process() -> processes.ProcessKey | None:
     """Identity of this process, by which its death can be certified; None where /proc does not tell."""
     # Here, because psutil-free start-up matters to short-lived workers, and only joining ones need it.
     from leasehold.runtime import identity
@@ -573,4 +573,4 @@ def own_process() -> messages.ProcessKey | None:
         known = identity.identify(os.getpid())
     except (errors.LeaseholdError, OSError, ValueError):
         return None
-    return messages.ProcessKey(known.boot_id, known.pid_namespace, known.pid, known.start_time_ticks)
+    return processes.ProcessKey(known.boot_id, known.pid_namespace, known.pid, known.start_time_ticks)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from leasehold.api.budget.v1 import budget_service_pb2, lease_pb2
-from leasehold.api.common.v1 import epoch_pb2
+from leasehold.api.common.v1 import epoch_pb2, process_pb2
 from leasehold.core import epoch as epochs
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import messages, model, quantity
 from leasehold.rpc import budget_codec, wire_values
 
@@ -201,19 +201,19 @@ def encode_holdings(holdings: messages.Holdings) -> lease_pb2.Holdings:
     return message
 
 
-def decode_process(message: lease_pb2.ProcessIdentity) -> messages.ProcessKey:
+def decode_process(message: process_pb2.ProcessIdentity) -> processes.ProcessKey:
     """The identity. Raises `InvalidArgument`."""
     boot_id = message.boot_id
     if not (0 < len(boot_id) <= _BOOT_ID_LENGTH_MAX and boot_id.isascii() and boot_id.isprintable()):
         raise errors.InvalidArgument("process.boot_id: is not a boot id", field="process.boot_id")
     if not 0 < message.pid <= _PID_MAX:
         raise errors.InvalidArgument(f"process.pid: {message.pid} is not a PID", field="process.pid")
-    return messages.ProcessKey(boot_id, message.pid_namespace, message.pid, message.start_time_ticks)
+    return processes.ProcessKey(boot_id, message.pid_namespace, message.pid, message.start_time_ticks)
 
 
-def encode_process(process: messages.ProcessKey) -> lease_pb2.ProcessIdentity:
+def encode_process(process: processes.ProcessKey) -> process_pb2.ProcessIdentity:
     """The message."""
-    return lease_pb2.ProcessIdentity(
+    return process_pb2.ProcessIdentity(
         boot_id=process.boot_id,
         pid_namespace=process.pid_namespace,
         pid=process.pid,

@@ -12,7 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from leasehold.core import epoch as epochs
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import allocator, effects, messages, model
 from leasehold.sim import actors, network, store, world_time
 
@@ -43,7 +43,7 @@ class Replica(actors.Process):
         self.core: allocator.Allocator | None = None
         self.epoch: store.EpochKey | None = None
         self.streams: dict[int, network.Stream] = {}
-        self._watched: set[messages.ProcessKey] = set()
+        self._watched: set[processes.ProcessKey] = set()
         self._is_dirty = False
         self._is_committing = False
         self._batch = 0
@@ -157,7 +157,7 @@ class Replica(actors.Process):
             self.core.session_closed(stream.number, self.now)
             self._changed()
 
-    def process_exited(self, process: messages.ProcessKey) -> None:
+    def process_exited(self, process: processes.ProcessKey) -> None:
         """Its pidfd of that process becomes readable."""
 
         def handle() -> None:
@@ -268,7 +268,7 @@ class Replica(actors.Process):
         if stream is not None:
             stream.down(effect.message)
 
-    def _watch(self, process: messages.ProcessKey) -> None:
+    def _watch(self, process: processes.ProcessKey) -> None:
         if not self.world.is_visible(process, self):
             return
         self._watched.add(process)

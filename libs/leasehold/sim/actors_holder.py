@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import holder as holders
 from leasehold.core.budget import limiter as limiters
 from leasehold.core.budget import messages, quantity, stock
@@ -68,7 +68,7 @@ class HolderProcess(actors.Process):
         incarnation: str,
         place: str,
         clock: world_time.Clock,
-        process: messages.ProcessKey | None,
+        process: processes.ProcessKey | None,
         load: Load,
     ) -> None:
         super().__init__(world.scheduler, place)

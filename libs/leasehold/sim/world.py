@@ -16,6 +16,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 
+from leasehold.core import processes
 from leasehold.core.budget import allocator, effects, machine, messages, model, quantity
 from leasehold.sim import (
     actors_allocator,
@@ -121,7 +122,7 @@ class World:
         incarnation = f"{name}.{self._started:06d}"
         # Every second holder runs where its death can be certified.
         host = place or (f"host-{name}" if self._started % 2 else "near")
-        process = messages.ProcessKey(host, 1, self._started, self._started)
+        process = processes.ProcessKey(host, 1, self._started, self._started)
         holder = actors_holder.HolderProcess(
             self,
             name=name,
@@ -135,11 +136,11 @@ class World:
         self.lives[incarnation] = self._spending[incarnation] = holder
         return holder
 
-    def is_visible(self, process: messages.ProcessKey, _replica: actors_allocator.Replica) -> bool:
+    def is_visible(self, process: processes.ProcessKey, _replica: actors_allocator.Replica) -> bool:
         """Whether an allocator can open a pidfd of it."""
         return self.scenario.certifies and (process.boot_id == "near" or self.scenario.certifies_all)
 
-    def is_running(self, process: messages.ProcessKey) -> bool:
+    def is_running(self, process: processes.ProcessKey) -> bool:
         """Whether that process lives."""
         return any(life.process == process and life.is_alive for life in self.lives.values())
 

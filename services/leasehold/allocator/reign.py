@@ -9,7 +9,7 @@ from typing import NoReturn
 from leasehold.allocator import committer as committers
 from leasehold.allocator import records, sessions
 from leasehold.core import epoch as epochs
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import allocator as allocators
 from leasehold.core.budget import effects, messages, quantity
 from leasehold.etcd import port as etcd_port
@@ -63,7 +63,7 @@ class Reign:
         self._boot_clock = boot_clock
         self._loop = asyncio.get_running_loop()
         self._watch = process_watch.ProcessWatch()
-        self._watched: set[messages.ProcessKey] = set()
+        self._watched: set[processes.ProcessKey] = set()
         self._sessions: dict[int, sessions.Session] = {}
         self._tokens: dict[int, asyncio.Future[Answer]] = {}
         self._counter = 0
@@ -118,7 +118,7 @@ class Reign:
         holder: str,
         incarnation: str,
         demand: Mapping[str, int],
-        process: messages.ProcessKey | None,
+        process: processes.ProcessKey | None,
     ) -> messages.Grant:
         """The unary twin of a join."""
 
@@ -254,7 +254,7 @@ class Reign:
                 if answer is not None and not answer.done():
                     answer.set_result(effect.message)
 
-    def _watch_process(self, process: messages.ProcessKey) -> None:
+    def _watch_process(self, process: processes.ProcessKey) -> None:
         if process in self._watched:
             return
         try:
@@ -265,7 +265,7 @@ class Reign:
             return
         self._watched.add(process)
 
-    def _process_exited(self, process: messages.ProcessKey) -> None:
+    def _process_exited(self, process: processes.ProcessKey) -> None:
         self._watched.discard(process)
         if not self._is_over:
             self._feed(lambda: self.core.process_exited(process, self.now()))
@@ -338,7 +338,7 @@ def _granted(answer: Answer) -> messages.Grant:
     raise errors.Unavailable("the lease ended before it was answered", retry_after_seconds=0.1)
 
 
-def _identity(process: messages.ProcessKey) -> identity.ProcessIdentity:
+def _identity(process: processes.ProcessKey) -> identity.ProcessIdentity:
     return identity.ProcessIdentity(
         boot_id=process.boot_id,
         pid_namespace=process.pid_namespace,

@@ -10,7 +10,7 @@ A machine exists for one epoch: a leader that loses its epoch throws it away.
 from collections.abc import Iterable, Mapping
 
 from leasehold.core import epoch as epochs
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import effects, machine, messages, model
 
 
@@ -124,7 +124,7 @@ class Allocator:
         holder: str,
         incarnation: str,
         demand: Mapping[str, int],
-        process: messages.ProcessKey | None,
+        process: processes.ProcessKey | None,
         token: int,
         now: float,
     ) -> None:
@@ -148,7 +148,7 @@ class Allocator:
                 self.budgets[budget].session_closed(holder, session, now)
                 self._touched[budget] = None
 
-    def process_exited(self, process: messages.ProcessKey, now: float) -> None:
+    def process_exited(self, process: processes.ProcessKey, now: float) -> None:
         """A process is certified dead."""
         for name, budget in self.budgets.items():
             budget.process_exited(process, now)

@@ -9,6 +9,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from leasehold.core import processes
 from leasehold.core.budget import messages, model
 
 
@@ -84,7 +85,7 @@ class Reply:
 class WatchProcess:
     """Tell when this process exits, if it can be seen from here."""
 
-    process: messages.ProcessKey
+    process: processes.ProcessKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from leasehold.core import epoch as epochs
-from leasehold.core import errors
+from leasehold.core import errors, processes
 from leasehold.core.budget import limiter as limiters
 from leasehold.core.budget import messages, stock
 
@@ -81,7 +81,7 @@ class Holder:
         budget: str,
         name: str,
         incarnation: str,
-        process: messages.ProcessKey | None = None,
+        process: processes.ProcessKey | None = None,
         session: int | None = None,
     ) -> None:
         self.budget = budget

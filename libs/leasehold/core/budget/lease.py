@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from leasehold.core import processes
 from leasehold.core.budget import messages, model, stock
 
 Vector = tuple[int, ...]
@@ -84,7 +85,7 @@ class Lease:
     active_tasks: int = 0
     demand: dict[str, int] = field(default_factory=dict)
     waiting_cost: dict[str, int] = field(default_factory=dict)
-    process: messages.ProcessKey | None = None
+    process: processes.ProcessKey | None = None
     #: Version of the terms that were sent on the present connection; 0: none.
     terms_version: int = 0
     last_served: int = 0

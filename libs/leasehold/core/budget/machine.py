@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from leasehold.core import epoch as epochs
+from leasehold.core import processes
 from leasehold.core.budget import book as books
 from leasehold.core.budget import effects, messages, model, rebalance, scribe
 from leasehold.core.budget import lease as leases
@@ -391,7 +392,7 @@ class BudgetMachine:
         holder: str,
         incarnation: str,
         demand: Mapping[str, int],
-        process: messages.ProcessKey | None,
+        process: processes.ProcessKey | None,
         token: int,
         now: float,
     ) -> None:
@@ -454,7 +455,7 @@ class BudgetMachine:
             if ghost.session == session:
                 ghost.session = None
 
-    def process_exited(self, process: messages.ProcessKey, now: float) -> None:
+    def process_exited(self, process: processes.ProcessKey, now: float) -> None:
         """A death certificate: that process is gone, and nobody else spends its leases."""
         for held in self.book.all_leases():
             if held.process == process:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from leasehold.core import epoch as epochs
+from leasehold.core import processes
 from leasehold.core.budget import model
 
 Amounts = Mapping[str, int]
@@ -21,16 +22,6 @@ class LeaseEnd(enum.StrEnum):
     EXPIRED = "expired"
     SUPERSEDED = "superseded"
     BUDGET_DELETED = "budget_deleted"
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessKey:
-    """A process, told from every other that ever ran: a reused PID has another start time."""
-
-    boot_id: str
-    pid_namespace: int
-    pid: int
-    start_time_ticks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +74,7 @@ class Report:
     #: None: the holder does not track its use.
     holdings: Holdings | None = None
     throttles: tuple[Throttle, ...] = ()
-    process: ProcessKey | None = None
+    process: processes.ProcessKey | None = None
     #: The holder's CLOCK_BOOTTIME at which the report was made; 0 where it is not told.
     boottime_nanos: int = 0
 

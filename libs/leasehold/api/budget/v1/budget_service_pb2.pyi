@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from leasehold.api.budget.v1 import budget_pb2 as _budget_pb2
 from leasehold.api.budget.v1 import lease_pb2 as _lease_pb2
 from leasehold.api.common.v1 import epoch_pb2 as _epoch_pb2
+from leasehold.api.common.v1 import process_pb2 as _process_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -411,7 +412,7 @@ class AcquireLeaseRequest(_message.Message):
     @_builtins.property
     def demand(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
-    def process(self) -> _lease_pb2.ProcessIdentity: ...
+    def process(self) -> _process_pb2.ProcessIdentity: ...
     def __init__(
         self,
         *,
@@ -419,7 +420,7 @@ class AcquireLeaseRequest(_message.Message):
         holder: _builtins.str = ...,
         request_id: _builtins.str = ...,
         demand: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
-        process: _lease_pb2.ProcessIdentity | None = ...,
+        process: _process_pb2.ProcessIdentity | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

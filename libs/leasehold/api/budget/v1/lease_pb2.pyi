@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from leasehold.api.budget.v1 import budget_pb2 as _budget_pb2
 from leasehold.api.common.v1 import epoch_pb2 as _epoch_pb2
+from leasehold.api.common.v1 import process_pb2 as _process_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -49,39 +50,6 @@ LEASE_END_SUPERSEDED: LeaseEnd.ValueType  # 3
 LEASE_END_BUDGET_DELETED: LeaseEnd.ValueType  # 4
 """The budget was deleted."""
 Global___LeaseEnd: _TypeAlias = LeaseEnd  # noqa: Y015
-
-@_typing.final
-class ProcessIdentity(_message.Message):
-    """Identity of the process that spends a lease. Only a holder that gives it can be certified dead."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    BOOT_ID_FIELD_NUMBER: _builtins.int
-    PID_NAMESPACE_FIELD_NUMBER: _builtins.int
-    PID_FIELD_NUMBER: _builtins.int
-    START_TIME_TICKS_FIELD_NUMBER: _builtins.int
-    boot_id: _builtins.str
-    """/proc/sys/kernel/random/boot_id of the holder's host."""
-    pid_namespace: _builtins.int
-    """Inode of the holder's PID namespace (/proc/self/ns/pid)."""
-    pid: _builtins.int
-    start_time_ticks: _builtins.int
-    """Field 22 of /proc/PID/stat: start time in clock ticks since boot."""
-    def __init__(
-        self,
-        *,
-        boot_id: _builtins.str = ...,
-        pid_namespace: _builtins.int = ...,
-        pid: _builtins.int = ...,
-        start_time_ticks: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "pid", b"pid", "pid_namespace", b"pid_namespace", "start_time_ticks", b"start_time_ticks"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ProcessIdentity: _TypeAlias = ProcessIdentity  # noqa: Y015
 
 @_typing.final
 class Cooling(_message.Message):
@@ -403,8 +371,10 @@ class LeaseReport(_message.Message):
         """429s since the last report."""
 
     @_builtins.property
-    def process(self) -> Global___ProcessIdentity:
-        """Only in the first report of an incarnation on a connection, and only from a process that can be seen."""
+    def process(self) -> _process_pb2.ProcessIdentity:
+        """The process that spends the lease; only a holder that gives it can be certified dead.
+        Only in the first report of an incarnation on a connection, and only from a process that can be seen.
+        """
 
     def __init__(
         self,
@@ -422,7 +392,7 @@ class LeaseReport(_message.Message):
         waiting_cost: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         holdings: Global___Holdings | None = ...,
         throttles: _abc.Iterable[Global___Throttle] | None = ...,
-        process: Global___ProcessIdentity | None = ...,
+        process: _process_pb2.ProcessIdentity | None = ...,
         boottime_nanos: _builtins.int = ...,
         is_rejoin: _builtins.bool = ...,
     ) -> None: ...

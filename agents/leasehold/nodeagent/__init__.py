@@ -1,0 +1,1 @@
+"""The agent of one host: keeps its worker pools, and speaks for the host to the allocator."""
