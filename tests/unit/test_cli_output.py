@@ -7,6 +7,7 @@ from leasehold.api.budget.v1 import budget_pb2
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.cli import documents, output, tables
 from leasehold.core import errors
+from leasehold.rpc import budget_documents
 
 
 class Terminal(io.StringIO):
@@ -117,7 +118,7 @@ def test_status_has_the_four_dimensions_always_and_the_users_own_after_them() ->
         utilization_ratio=wire.WorkerAllocation(amounts={"zebras": 1.0, "rpm_limit": 1.0, "apples": 1.0}),
     )
 
-    document = documents.status(answer)
+    document = budget_documents.status(answer)
 
     assert list(document) == [
         "worker_id",
@@ -148,7 +149,7 @@ def test_status_of_many_active_workers_counts_those_it_does_not_name(
         worker_id="w0", total_workers=9, active_worker_ids=[f"w{n}" for n in range(8)], active_workers=8
     )
 
-    tables.status(documents.status(answer))
+    tables.status(budget_documents.status(answer))
 
     assert capsys.readouterr().out.splitlines()[:3] == [
         "worker   w0",

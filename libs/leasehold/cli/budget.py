@@ -146,13 +146,14 @@ def status(
     """Print one worker's view of a budget: its base, what it has now, and the ratio."""
     from leasehold.api.budget.v1 import budget_service_pb2 as wire
     from leasehold.cli import connection, tables
+    from leasehold.rpc import budget_documents
 
     _check_budget_name(name)
     if worker:
         _check_holder_name(worker, "worker")
     with connection.connect(addr, timeout) as allocator:
         request = wire.GetBudgetStatusRequest(budget=name, worker_id=worker)
-        document = documents.status(allocator.call("GetBudgetStatus", request))
+        document = budget_documents.status(allocator.call("GetBudgetStatus", request))
     if form is NAME:
         output.lines([document["worker_id"]] if document["worker_id"] else [])
     elif form is TABLE:

@@ -2,18 +2,16 @@
 
 import asyncio
 import os
-import pathlib
 from collections.abc import AsyncGenerator, Generator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from leasehold.api.budget.v1 import budget_service_pb2_grpc
 from leasehold.core import errors
 from leasehold.rpc import addresses as rpc_addresses
 from leasehold.rpc import channel as channels
 from leasehold.rpc import errors as rpc_errors
-from leasehold.rpc import leader, tls
+from leasehold.rpc import leader, methods, tls
 
 ADDRESSES_VARIABLE = "LEASEHOLD_ADDR"
 DEFAULT_ADDRESS = "127.0.0.1:7400"
@@ -27,25 +25,20 @@ def connect(given: str | None, timeout_seconds: float) -> "Allocator":
     """
     setting = "--addr" if given is not None else ADDRESSES_VARIABLE
     text = given if given is not None else os.environ.get(ADDRESSES_VARIABLE, "").strip() or DEFAULT_ADDRESS
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise errors.InvalidArgument(f"{setting}: no address is given", field=setting)
-    return Allocator(
-        [str(rpc_addresses.parse(part, setting=setting)) for part in parts], timeout_seconds=timeout_seconds
-    )
+    return Allocator(rpc_addresses.parse_list(text, setting=setting), timeout_seconds=timeout_seconds)
 
 
 class Allocator:
-    """BudgetService of whichever allocator leads, for blocking callers; a context manager.
+    """The services of whichever allocator leads, for blocking callers; a context manager.
 
-    `timeout_seconds` bounds each call, and how long `follow` goes without a leader. TLS files are taken from
-    the environment. Not for use inside an event loop.
+    The type of a request tells which service a method is of. `timeout_seconds` bounds each call, and how long
+    `follow` goes without a leader. TLS files are taken from the environment. Not for use inside an event loop.
     """
 
     def __init__(self, addresses: Sequence[str], *, timeout_seconds: float) -> None:
         self._addresses = addresses
         self._timeout_seconds = timeout_seconds
-        self._tls_files = _tls_files()
+        self._tls_files = tls.client_files()
         self._leader = leader.LeaderChannel(addresses, tls_files=self._tls_files)
         self._runner = asyncio.Runner()
 
@@ -58,29 +51,16 @@ class Allocator:
         with self._runner:
             self._runner.run(self._leader.close())
 
-    def call(self, method: str, request: Any) -> Any:
+    def call(self, method: str, request: Any, *, timeout_seconds: float | None = None) -> Any:
         """Call a unary method, which must be idempotent; returns its response.
 
         Raises what the leader answers, as core errors: `PostgresUnavailable` where it needs a Postgres that is
-        away. `Unavailable` if no leader answers in time.
+        away. `Unavailable` if no leader answers in time, which is another than this object's if given.
         """
-        try:
-            return self._runner.run(
-                self._leader.call(
-                    lambda channel: getattr(budget_service_pb2_grpc.BudgetServiceStub(channel), method),
-                    request,
-                    timeout_seconds=self._timeout_seconds,
-                )
-            )
-        except errors.DeadlineExceeded as error:
-            raise errors.Unavailable(
-                f"{self._leader.leader_address} did not answer within {self._timeout_seconds:g} s"
-            ) from error
-        except errors.Unavailable as error:
-            # The leader did answer; that a part of it is away tells more.
-            if isinstance(error.__cause__, errors.PostgresUnavailable | errors.EtcdUnavailable):
-                raise error.__cause__ from error
-            raise
+        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        return self._runner.run(
+            self._leader.ask(methods.unary(method, request), request, timeout_seconds=seconds)
+        )
 
     def follow(self, method: str, request: Any) -> Generator[Any, None, None]:
         """The messages of a server stream, without an end: across leader changes, as `call` finds leaders.
@@ -108,8 +88,7 @@ class Allocator:
             is_answered = False
             try:
                 async with channels.open_channel(address, tls_files=self._tls_files) as channel:
-                    stub = budget_service_pb2_grpc.BudgetServiceStub(channel)
-                    call = getattr(stub, method)(request)
+                    call = methods.stream(method, request)(channel)(request)
                     async with asyncio.timeout_at(deadline):
                         message = await call.read()
                     while message is not grpc.aio.EOF:
@@ -130,12 +109,3 @@ class Allocator:
             others = untried or [each for each in self._addresses if each != hint]
             untried = [hint, *(each for each in others if each != hint)] if hint else others
             await asyncio.sleep(RETRY_SECONDS)
-
-
-def _tls_files() -> tls.TlsFiles | None:
-    def path(name: str) -> pathlib.Path | None:
-        value = os.environ.get(f"LEASEHOLD_TLS_{name}_FILE")
-        return pathlib.Path(value) if value else None
-
-    files = tls.TlsFiles(path("CERTIFICATE"), path("KEY"), path("CA"), setting_prefix="LEASEHOLD_TLS_")
-    return files if files.certificate_file or files.key_file or files.ca_file else None

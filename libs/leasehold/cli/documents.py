@@ -3,18 +3,10 @@
 import json
 import pathlib
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 from leasehold.core import errors
-
-#: Dimension -> its short name: in utilization_ratio, and in headings.
-SHORT_NAMES = {
-    "max_concurrent_requests": "concurrent",
-    "rpm_limit": "rpm",
-    "tpm_limit": "tpm",
-    "num_workers": "workers",
-}
+from leasehold.rpc import budget_documents
 
 
 def read_text(file: str) -> str:
@@ -74,41 +66,10 @@ def budget(message: Any) -> dict[str, Any]:
     return codec.encode_budget(budget_codec.decode_budget(message))
 
 
-def status(answer: Any) -> dict[str, Any]:
-    """One worker's view with exactly the keys that programs know.
-
-    The four standard dimensions are always there, null where the budget has no such one; the user's own follow.
-    """
-    own = sorted(name for name in answer.base_allocation.amounts if name not in SHORT_NAMES)
-    names = [*SHORT_NAMES, *own]
-
-    def amounts(allocation: Any) -> dict[str, float | None]:
-        return {name: allocation.amounts.get(name) for name in names}
-
-    ratio = amounts(answer.utilization_ratio)
-    return {
-        "worker_id": answer.worker_id if answer.HasField("worker_id") else None,
-        "total_workers": answer.total_workers,
-        "active_workers": answer.active_workers,
-        "active_worker_ids": list(answer.active_worker_ids),
-        "is_scaling_enabled": answer.is_scaling_enabled,
-        "base_allocation": amounts(answer.base_allocation),
-        "current_allocation": amounts(answer.current_allocation),
-        "utilization_ratio": {SHORT_NAMES.get(name, name): value for name, value in ratio.items()},
-    }
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Dimensions as people expect them: the standard four first, the user's own by name."""
-    present = set(names)
-    standard = [name for name in SHORT_NAMES if name in present]
-    return [*standard, *sorted(present.difference(standard))]
-
-
 def message(answer: Any) -> dict[str, Any]:
     """A message of the API with the names of its .proto, in protobuf's JSON form (64-bit numbers are texts).
 
-    Fields are in the order of the .proto, and the keys of a map, which are dimensions, as `in_order` has them.
+    Fields are in the order of the .proto, and the keys of a map, which are dimensions, as people expect them.
     """
     from google.protobuf import json_format
 
@@ -123,7 +84,7 @@ def _ordered(document: dict[str, Any], descriptor: Any) -> dict[str, Any]:
     for field in descriptor.fields:
         value = document.get(field.name)
         if isinstance(value, dict) and field.message_type.GetOptions().map_entry:
-            value = {name: value[name] for name in in_order(value)}
+            value = {name: value[name] for name in budget_documents.in_order(value)}
         elif isinstance(value, dict):
             value = _ordered(value, field.message_type)
         elif isinstance(value, list) and value and isinstance(value[0], dict):

@@ -5,9 +5,9 @@ from typing import Any
 
 from leasehold.api.budget.v1 import budget_pb2
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
-from leasehold.cli import documents, output
+from leasehold.cli import output
 from leasehold.core.budget import model
-from leasehold.rpc import budget_codec
+from leasehold.rpc import budget_codec, budget_documents
 
 #: So many names are listed before the rest is counted.
 NAMES_MAX = 5
@@ -15,15 +15,15 @@ NAMES_MAX = 5
 
 def heading(dimension: str) -> str:
     """Such as RPM; the user's own dimensions keep their names."""
-    short = documents.SHORT_NAMES.get(dimension)
+    short = budget_documents.SHORT_NAMES.get(dimension)
     return dimension if short is None else short.upper()
 
 
 def budgets(messages: Sequence[budget_pb2.Budget]) -> None:
     """One line for each budget; dimensions of the users' own share a column."""
     specs = [(message, {d.name: d for d in message.dimensions}) for message in messages]
-    standard = [name for name in documents.SHORT_NAMES if any(name in dims for _, dims in specs)]
-    has_others = any(set(dims).difference(documents.SHORT_NAMES) for _, dims in specs)
+    standard = [name for name in budget_documents.SHORT_NAMES if any(name in dims for _, dims in specs)]
+    has_others = any(set(dims).difference(budget_documents.SHORT_NAMES) for _, dims in specs)
     titles = [heading(name) for name in standard]
     rows = [
         [
@@ -49,7 +49,7 @@ def _limit(dimension: budget_pb2.Dimension | None) -> str:
 
 
 def _others(message: budget_pb2.Budget) -> str:
-    others = [d for d in message.dimensions if d.name not in documents.SHORT_NAMES]
+    others = [d for d in message.dimensions if d.name not in budget_documents.SHORT_NAMES]
     return ", ".join(f"{d.name} {_limit(d)}" for d in others) or "-"
 
 
@@ -107,8 +107,8 @@ def _holder_classes(classes: Sequence[model.HolderClass]) -> None:
 def amounts(units: Mapping[str, float]) -> str:
     """Such as `rpm 200, tpm 10000`."""
     return ", ".join(
-        f"{documents.SHORT_NAMES.get(name, name)} {output.number(units[name])}"
-        for name in documents.in_order(units)
+        f"{budget_documents.SHORT_NAMES.get(name, name)} {output.number(units[name])}"
+        for name in budget_documents.in_order(units)
     )
 
 
@@ -132,7 +132,7 @@ def status(document: Mapping[str, Any]) -> None:
             name,
             output.number(base),
             output.number(document["current_allocation"][name]),
-            output.number(document["utilization_ratio"][documents.SHORT_NAMES.get(name, name)]),
+            output.number(document["utilization_ratio"][budget_documents.SHORT_NAMES.get(name, name)]),
         ]
         for name, base in document["base_allocation"].items()
         if base is not None
@@ -143,7 +143,7 @@ def status(document: Mapping[str, Any]) -> None:
 
 def state(answer: wire.WatchBudgetResponse, *, width: int | None = None) -> str:
     """A budget at one instant: holders, what nobody holds, and the limits; a column adds up to its limit."""
-    names = documents.in_order(answer.limits_in_force)
+    names = budget_documents.in_order(answer.limits_in_force)
     titles = [heading(name) for name in names]
     rows = [
         [

@@ -28,13 +28,8 @@ def addresses(
     if given is None:
         given = environment.get(ADDRESSES_VARIABLE, "").strip() or DEFAULT_ADDRESS
         setting = ADDRESSES_VARIABLE
-    parts = given.split(",") if isinstance(given, str) else given
-    found = dict.fromkeys(
-        str(rpc_addresses.parse(part.strip(), setting=setting)) for part in parts if part.strip()
-    )
-    if not found:
-        raise errors.InvalidArgument(f"{setting}: no address of an allocator is given", field=setting)
-    return tuple(found)
+    text = given if isinstance(given, str) else ",".join(given)
+    return rpc_addresses.parse_list(text, setting=setting)
 
 
 def worker_id(given: str | None, environment: Mapping[str, str] = os.environ) -> str | None:

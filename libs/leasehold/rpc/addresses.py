@@ -75,6 +75,14 @@ def parse(text: str, *, setting: str = "listen") -> Address:
     return Address(host=host, port=int(port_text))
 
 
+def parse_list(text: str, *, setting: str) -> tuple[str, ...]:
+    """Each of several addresses with commas between, once. Raises `InvalidArgument` naming `setting`."""
+    found = dict.fromkeys(str(parse(part.strip(), setting=setting)) for part in text.split(",") if part.strip())
+    if not found:
+        raise errors.InvalidArgument(f"{setting}: no address is given", field=setting)
+    return tuple(found)
+
+
 def require_free(address: Address, *, flag: str) -> None:
     """Raise `FailedPrecondition` if the address is in use or cannot be bound: by whom, and what to change.
 

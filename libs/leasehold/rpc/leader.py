@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeGuard, TypeVar
 
 import grpc
 from leasehold.core import errors
@@ -85,6 +85,26 @@ class LeaderChannel:
         assert failure is not None  # each way out of the loop has seen one
         raise self._gave_up(failure, timeout_seconds) from failure
 
+    async def ask(
+        self, method: Unary[Request, Response], request: Request, *, timeout_seconds: float = 10.0
+    ) -> Response:
+        """As `call`, for people and programs that only ask whether an answer can be had.
+
+        Raises what the leader answers, as core errors: `PostgresUnavailable` where it needs a Postgres that is
+        away. `Unavailable` if no leader answers in time, whatever the reason.
+        """
+        try:
+            return await self.call(method, request, timeout_seconds=timeout_seconds)
+        except errors.DeadlineExceeded as error:
+            raise errors.Unavailable(
+                f"{self.leader_address} did not answer within {timeout_seconds:g} s"
+            ) from error
+        except errors.Unavailable as error:
+            # The leader did answer; that a part of it is away tells more.
+            if _is_leaders_own(error.__cause__):
+                raise error.__cause__ from error
+            raise
+
     async def close(self) -> None:
         """Close all channels; calls under way are cancelled."""
         open_channels = list(self._channels.values())
@@ -159,6 +179,11 @@ class LeaderChannel:
             retry_after_seconds=failure.retry_after_seconds,
             metadata={"addresses": asked},
         )
+
+
+def _is_leaders_own(error: BaseException | None) -> TypeGuard[errors.Unavailable]:
+    """Whether a leader said this of a part that it needs."""
+    return isinstance(error, errors.Unavailable) and type(error) not in (errors.Unavailable, errors.NotLeader)
 
 
 def _hint(error: errors.Unavailable) -> str:

@@ -4,8 +4,10 @@ gRPC tells of a bad certificate only as "failed to bind", or at the first handsh
 setting that it came from.
 """
 
+import os
 import ssl
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,17 @@ class TlsFiles:
     def is_mutual(self) -> bool:
         """Whether a server with these files knows who its clients are."""
         return None not in (self.certificate_file, self.key_file, self.ca_file)
+
+
+def client_files(environment: Mapping[str, str] = os.environ) -> TlsFiles | None:
+    """Files of ``LEASEHOLD_TLS_CERTIFICATE_FILE``, ``_KEY_FILE`` and ``_CA_FILE``; None where none is set."""
+
+    def path(name: str) -> Path | None:
+        value = environment.get(f"LEASEHOLD_TLS_{name}_FILE")
+        return Path(value) if value else None
+
+    files = TlsFiles(path("CERTIFICATE"), path("KEY"), path("CA"), setting_prefix="LEASEHOLD_TLS_")
+    return files if files.certificate_file or files.key_file or files.ca_file else None
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
