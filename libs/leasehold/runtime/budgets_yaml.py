@@ -1,31 +1,9 @@
 """The YAML form of budgets, for the allocator's file and for `leasehold budget apply`."""
 
-from typing import Any
-
-import yaml
-from leasehold.core import errors
 from leasehold.core.budget import codec, model
+from leasehold.runtime import strict_yaml
 
-TEXT_BYTES_MAX = 4 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice; YAML's own keeps the last one without a word."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    seen: set[object] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, str) and key in seen:
-            line = key_node.start_mark.line + 1
-            raise errors.InvalidArgument(f"line {line}: the key {key!r} is given twice", field=key)
-        seen.add(key if isinstance(key, str) else id(key_node))
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+TEXT_BYTES_MAX = strict_yaml.TEXT_BYTES_MAX
 
 
 def parse(text: str) -> tuple[model.BudgetSpec, ...]:
@@ -33,13 +11,4 @@ def parse(text: str) -> tuple[model.BudgetSpec, ...]:
 
     Raises `InvalidArgument` that names the field, or the line where it is no YAML or a key is given twice.
     """
-    if len(text) > TEXT_BYTES_MAX:
-        raise errors.InvalidArgument("larger than 4 MiB", field="budgets")
-    try:
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
-    except RecursionError as error:
-        raise errors.InvalidArgument("nested too deeply", field="budgets") from error
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: a date that is none, or a number of thousands of digits.
-        raise errors.InvalidArgument(f"not YAML: {' '.join(str(error).split())}", field="budgets") from error
-    return codec.decode_budget_file(document)
+    return codec.decode_budget_file(strict_yaml.load(text, field="budgets"))
