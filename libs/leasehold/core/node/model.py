@@ -159,6 +159,10 @@ class RestartPolicy:
     reset_after_seconds: float = 60.0
     #: Exit codes that mean "do not start me again": a wrong configuration, say. s6's is 125.
     permanent_exit_codes: frozenset[int] = frozenset({125})
+    #: A worker that ends with code 0 is started again at once; so many that end sooner than this, one after the
+    #: other, may do so before the backoff takes them for a loop.
+    clean_loop_seconds: float = 5.0
+    clean_loop_exits: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
