@@ -137,6 +137,23 @@ def from_proto(status: status_pb2.Status) -> errors.LeaseholdError:
     )
 
 
+def from_reason(
+    reason: str, message: str, *, field: str | None = None, metadata: Mapping[str, str] | None = None
+) -> errors.LeaseholdError:
+    """The error of a refusal inside an answer, which has a reason and no status code.
+
+    A reason that this version does not know gives `FailedPrecondition`, with the reason kept in
+    ``metadata["unknown_reason"]``.
+    """
+    known = dict(metadata or {})
+    kind = _classes_by_reason().get(reason)
+    if kind is None:
+        known["unknown_reason"] = reason
+    return _build(
+        kind or errors.FailedPrecondition, message, field=field, retry_after_seconds=None, metadata=known
+    )
+
+
 #: What grpc.aio says where an operation of a call failed on this side: no server has said so.
 _NOT_CARRIED: Final = "Internal error from Core"
 

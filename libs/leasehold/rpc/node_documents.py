@@ -343,6 +343,29 @@ def node(message: Any) -> Node:
     }
 
 
+def warnings(document: Node) -> list[str]:
+    """What a person should look at: the node's state, memory above 80%, and what the agent itself warns of."""
+    found: list[str] = []
+    if document["state"] is NodeState.LOST:
+        age = document["last_report_age_seconds"]
+        since = "" if age is None else f" for {age:.0f} s"
+        found.append(f"has not reported{since}; its workers may well run")
+    status = document["status"]
+    if status is None:
+        return found
+    memory = status["memory"]
+    if memory is not None and memory["is_high"] and not any("80%" in text for text in status["warnings"]):
+        found.append(
+            f"memory {memory['used_gb']:g}/{memory['total_gb']:g} GB ({memory['used_percent']:g}%) is above 80%"
+        )
+    found.extend(status["warnings"])
+    for pool in status["pools"]:
+        found.extend(f"pool {pool['name']}: {text}" for text in pool["warnings"])
+        if pool["blocked_reason"]:
+            found.append(f"pool {pool['name']}: no worker is started: {pool['blocked_reason']}")
+    return found
+
+
 def explanation(message: Any, *, node: str) -> Explanation:
     """The document of a ``PoolExplanation``."""
     return {

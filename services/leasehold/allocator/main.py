@@ -13,7 +13,7 @@ from leasehold.etcd import port as etcd_port
 from leasehold.etcd import settings as etcd_settings
 from leasehold.observe import logs, metrics
 from leasehold.postgres import port, store
-from leasehold.rpc import options
+from leasehold.rpc import metrics_service, options
 from leasehold.rpc import server as servers
 from leasehold.runtime import tasks
 
@@ -46,18 +46,20 @@ class _Allocator:
         self._leader = leadership.Leadership(
             durable, self._keys, candidate_id=settings.candidate_id, accept_new_etcd=settings.accept_new_etcd
         )
+        registry = metrics.Registry()
         self._server = servers.Server(
             [settings.listen],
             tls_files=settings.tls_files,
             # A holder that was starved of its processor for a second is not gone: its lease's TTL decides.
             transport=options.Transport(ping_timeout_seconds=3.0),
-            registry=metrics.Registry(),
+            registry=registry,
         )
         self._server.add(
             budget_service_pb2_grpc.add_BudgetServiceServicer_to_server,
             servicer.BudgetServicer(self._leader, durable, self._server.draining),
             _SERVICE,
         )
+        metrics_service.add(self._server, registry)
         self._failure: errors.LeaseholdError | None = None
 
     async def serve(self) -> None:
