@@ -51,6 +51,8 @@ def test_the_table_of_the_architecture_holds() -> None:
     assert code(errors.ResourceExhausted()) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert code(errors.CostAboveLimit("x", field="tokens")) is grpc.StatusCode.INVALID_ARGUMENT
     assert code(errors.Superseded()) is grpc.StatusCode.FAILED_PRECONDITION
+    assert code(errors.NodeSuperseded()) is grpc.StatusCode.FAILED_PRECONDITION
+    assert code(errors.NodeUnreachable()) is grpc.StatusCode.UNAVAILABLE
     assert code(errors.LeaseholdError("x")) is grpc.StatusCode.INTERNAL
 
 

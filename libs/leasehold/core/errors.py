@@ -14,11 +14,13 @@ once set it stays. ``rpc/errors.py`` maps each class to one gRPC status.
      +-- StaleEpoch             another leader has taken over
      +-- VersionConflict        the version that was to be replaced was overtaken
      +-- Superseded             a newer incarnation of the holder has joined
+     +-- NodeSuperseded         a newer agent of the node has registered
      +-- ResourceExhausted      over a budget or a bound; `retry_after_seconds` tells when
      +-- Unavailable            a part is away; trying again may help
      |    +-- NotLeader         `leader_address` tells who is
      |    +-- EtcdUnavailable
      |    +-- PostgresUnavailable
+     |    +-- NodeUnreachable    the node's agent is not connected
      +-- DeadlineExceeded
      +-- PermissionDenied
      +-- Unimplemented
@@ -108,6 +110,12 @@ class Superseded(LeaseholdError):
     reason = "HOLDER_SUPERSEDED"
 
 
+class NodeSuperseded(LeaseholdError):
+    """A newer agent of this node has registered; this one must not go on."""
+
+    reason = "NODE_SUPERSEDED"
+
+
 class ResourceExhausted(LeaseholdError):
     """Over a budget or a bound."""
 
@@ -145,6 +153,12 @@ class PostgresUnavailable(Unavailable):
     """Postgres does not answer."""
 
     reason = "POSTGRES_UNAVAILABLE"
+
+
+class NodeUnreachable(Unavailable):
+    """The agent of this node is not connected."""
+
+    reason = "NODE_UNREACHABLE"
 
 
 class DeadlineExceeded(LeaseholdError):

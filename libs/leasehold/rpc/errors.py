@@ -31,6 +31,7 @@ CODES: Final[Mapping[type[errors.LeaseholdError], grpc.StatusCode]] = {
     errors.VersionConflict: grpc.StatusCode.ABORTED,
     # Not ABORTED: that invites a retry, and a superseded holder must not come back by itself.
     errors.Superseded: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NodeSuperseded: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -75,10 +76,7 @@ def code_of(error: errors.LeaseholdError) -> grpc.StatusCode:
 def to_proto(error: errors.LeaseholdError) -> status_pb2.Status:
     """The ``google.rpc.Status`` of an error. Message and metadata are cut to what trailers can carry."""
     status = status_pb2.Status(code=code_of(error).value[0], message=_clean(error.message, _MESSAGE_BYTES_MAX))
-    metadata = {
-        _clean(key, _METADATA_BYTES_MAX): _clean(value, _METADATA_BYTES_MAX)
-        for key, value in list(error.metadata.items())[:_METADATA_ENTRIES_MAX]
-    }
+    metadata = clean_metadata(error.metadata)
     status.details.add().Pack(
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     )
@@ -93,6 +91,14 @@ def to_proto(error: errors.LeaseholdError) -> status_pb2.Status:
         )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     return status
+
+
+def clean_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """An error's metadata, cut to what trailers can carry."""
+    return {
+        _clean(key, _METADATA_BYTES_MAX): _clean(value, _METADATA_BYTES_MAX)
+        for key, value in list(metadata.items())[:_METADATA_ENTRIES_MAX]
+    }
 
 
 def to_status(error: errors.LeaseholdError) -> grpc.Status:

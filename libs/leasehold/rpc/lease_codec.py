@@ -9,18 +9,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from leasehold.api.budget.v1 import budget_service_pb2, lease_pb2
-from leasehold.api.common.v1 import epoch_pb2, process_pb2
-from leasehold.core import epoch as epochs
-from leasehold.core import errors, processes
+from leasehold.core import errors
 from leasehold.core.budget import messages, model, quantity
-from leasehold.rpc import budget_codec, wire_values
+from leasehold.rpc import budget_codec, common_codec, wire_values
 
 #: Steps of one dimension's `Cooling`, and entries of `LeaseReport.throttles`.
 COOLING_PARTS_MAX = 16
 THROTTLES_MAX = 100
-
-_PID_MAX = 1 << 22
-_BOOT_ID_LENGTH_MAX = 64
 
 _ENDS: Final[Mapping[int, messages.LeaseEnd]] = {
     lease_pb2.LEASE_END_RELEASED: messages.LeaseEnd.RELEASED,
@@ -64,7 +59,7 @@ def decode_report(message: lease_pb2.LeaseReport) -> messages.Report:
         waiting_cost=wire_values.decode_amounts(message.waiting_cost, "waiting_cost"),
         holdings=decode_holdings(message.holdings) if message.HasField("holdings") else None,
         throttles=_decode_throttles(message) if message.throttles else (),
-        process=decode_process(message.process) if message.HasField("process") else None,
+        process=common_codec.decode_process(message.process) if message.HasField("process") else None,
         boottime_nanos=message.boottime_nanos,
     )
 
@@ -102,7 +97,7 @@ def encode_report(report: messages.Report) -> lease_pb2.LeaseReport:
         demand=wire_values.encode_amounts(report.demand),
         waiting_cost=wire_values.encode_amounts(report.waiting_cost),
         holdings=None if report.holdings is None else encode_holdings(report.holdings),
-        process=None if report.process is None else encode_process(report.process),
+        process=None if report.process is None else common_codec.encode_process(report.process),
         boottime_nanos=report.boottime_nanos,
     )
     for throttle in report.throttles:
@@ -201,26 +196,6 @@ def encode_holdings(holdings: messages.Holdings) -> lease_pb2.Holdings:
     return message
 
 
-def decode_process(message: process_pb2.ProcessIdentity) -> processes.ProcessKey:
-    """The identity. Raises `InvalidArgument`."""
-    boot_id = message.boot_id
-    if not (0 < len(boot_id) <= _BOOT_ID_LENGTH_MAX and boot_id.isascii() and boot_id.isprintable()):
-        raise errors.InvalidArgument("process.boot_id: is not a boot id", field="process.boot_id")
-    if not 0 < message.pid <= _PID_MAX:
-        raise errors.InvalidArgument(f"process.pid: {message.pid} is not a PID", field="process.pid")
-    return processes.ProcessKey(boot_id, message.pid_namespace, message.pid, message.start_time_ticks)
-
-
-def encode_process(process: processes.ProcessKey) -> process_pb2.ProcessIdentity:
-    """The message."""
-    return process_pb2.ProcessIdentity(
-        boot_id=process.boot_id,
-        pid_namespace=process.pid_namespace,
-        pid=process.pid,
-        start_time_ticks=process.start_time_ticks,
-    )
-
-
 # Grants and refusals: what the allocator says
 
 
@@ -231,7 +206,7 @@ def decode_grant(message: lease_pb2.LeaseGrant) -> messages.Grant:
         holder=message.holder,
         incarnation=message.incarnation,
         lease_id=message.lease_id,
-        epoch=decode_epoch(message.epoch),
+        epoch=common_codec.decode_epoch(message.epoch),
         version=message.version,
         answered_sequence=message.answered_sequence,
         ttl_seconds=wire_values.decode_seconds(message.ttl, "ttl"),
@@ -259,7 +234,7 @@ def encode_grant(grant: messages.Grant) -> lease_pb2.LeaseGrant:
         holder=grant.holder,
         incarnation=grant.incarnation,
         lease_id=grant.lease_id,
-        epoch=_shared_epoch(grant.epoch),
+        epoch=common_codec.shared_epoch(grant.epoch),
         version=grant.version,
         answered_sequence=grant.answered_sequence,
         amounts=wire_values.encode_amounts(grant.amounts),
@@ -306,22 +281,6 @@ def encode_terms(terms: messages.Terms) -> lease_pb2.LeaseTerms:
         charged_at=budget_codec.encode_charged_at(terms.charged_at),
         safe_capacity=wire_values.encode_amounts(terms.safe_capacity),
     )
-
-
-def decode_epoch(message: epoch_pb2.Epoch) -> epochs.Epoch:
-    """The epoch."""
-    return epochs.Epoch(message.generation, message.revision, message.etcd_cluster_id)
-
-
-def encode_epoch(epoch: epochs.Epoch) -> epoch_pb2.Epoch:
-    """The message."""
-    return epoch_pb2.Epoch(
-        generation=epoch.generation, revision=epoch.revision, etcd_cluster_id=epoch.etcd_cluster_id
-    )
-
-
-# An allocator says one epoch all its reign.
-_shared_epoch = functools.lru_cache(maxsize=16)(encode_epoch)
 
 
 def decode_refusal(message: budget_service_pb2.LeaseRefusal) -> messages.Refusal:

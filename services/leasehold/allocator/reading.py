@@ -10,7 +10,7 @@ from leasehold.core import errors
 from leasehold.core.budget import machine, model, plan, quantity, views
 from leasehold.core.budget.lease import Vector
 from leasehold.postgres import port
-from leasehold.rpc import budget_codec, lease_codec, wire_values
+from leasehold.rpc import budget_codec, common_codec, wire_values
 
 _STATES = {
     "live": wire.HOLDER_STATE_LIVE,
@@ -47,7 +47,7 @@ def snapshot(reign: reigns.Reign, name: str) -> wire.WatchBudgetResponse:
     read_time.FromNanoseconds(time.time_ns())
     return wire.WatchBudgetResponse(
         budget=name,
-        epoch=lease_codec.encode_epoch(reign.epoch),
+        epoch=common_codec.encode_epoch(reign.epoch),
         limits_in_force=_amounts(view.names, view.in_force),
         pool=_amounts(view.names, view.pool),
         holders=[_holder(view.names, holder) for holder in view.holders],
@@ -111,7 +111,7 @@ def ledger_entry(stored: port.StoredLedgerEntry) -> wire.LedgerEntry:
         event=entry.event,
         amounts=dict(entry.amounts),
         cause=entry.cause,
-        epoch=lease_codec.encode_epoch(stored.epoch),
+        epoch=common_codec.encode_epoch(stored.epoch),
     )
     message.time.FromDatetime(entry.time)
     return message

@@ -13,7 +13,7 @@ from leasehold.core import errors
 from leasehold.core.budget import machine, model
 from leasehold.observe import causes
 from leasehold.postgres import port
-from leasehold.rpc import budget_codec, lease_codec, wire_values
+from leasehold.rpc import budget_codec, common_codec, lease_codec, wire_values
 
 PAGE_SIZE = 100
 BUDGETS_PAGE_MAX = 250
@@ -99,7 +99,7 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
     ) -> wire.AcquireLeaseResponse:
         """Take a lease by one call."""
         model.checked_budget_name(request.budget, field_name="budget")
-        process = lease_codec.decode_process(request.process) if request.HasField("process") else None
+        process = common_codec.decode_process(request.process) if request.HasField("process") else None
         grant = await self._leader.require().acquire(
             budget=request.budget,
             holder=model.checked_holder_name(request.holder),

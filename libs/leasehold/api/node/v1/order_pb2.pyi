@@ -239,7 +239,9 @@ class Order(_message.Message):
     READ_LOG_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """1 to 64 printable ASCII characters; the same id applies once and is answered the same. Empty: not kept."""
+    """1 to 64 printable ASCII characters; the same id applies once and is answered the same. Empty: not kept.
+    An order that only reads (read_log, explain) is never kept.
+    """
     @_builtins.property
     def epoch(self) -> _epoch_pb2.Epoch:
         """Whose order it is. Not set: a local one. A lower epoch than one seen is refused with STALE_EPOCH."""
