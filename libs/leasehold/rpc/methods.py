@@ -10,18 +10,18 @@ from leasehold.core import errors
 
 def unary(name: str, request: Any) -> Callable[[grpc.aio.Channel], Any]:
     """What makes a channel's callable of a unary method, as `leader.LeaderChannel.call` takes it."""
-    method = _method(name, request)
+    method = method_of(name, request)
     return lambda channel: channel.unary_unary(_path(method), **_codec(method))
 
 
 def stream(name: str, request: Any) -> Callable[[grpc.aio.Channel], Any]:
     """The same of a method that answers with a stream."""
-    method = _method(name, request)
+    method = method_of(name, request)
     return lambda channel: channel.unary_stream(_path(method), **_codec(method))
 
 
-def _method(name: str, request: Any) -> descriptor.MethodDescriptor:
-    """Raises `Unimplemented` if no service beside the request's message has such a method for it."""
+def method_of(name: str, request: Any) -> descriptor.MethodDescriptor:
+    """The method of that name. Raises `Unimplemented` if no service of the request's file has one for it."""
     message: descriptor.Descriptor = request.DESCRIPTOR
     for service in message.file.services_by_name.values():
         method = service.methods_by_name.get(name)
