@@ -362,7 +362,7 @@ RULES = [
         "no cap is raised while too much is outstanding",
         "clocks",
         _overcommitment_is_ignored,
-        40,
+        100,
         lambda s: _faults(suspend=0.7)(_steady(s)),
     ),
     Rule(

@@ -97,9 +97,10 @@ def test_report_that_outlived_its_lease_does_not_wipe_what_was_granted_since_it_
     granted = joined(scene)
     # The second report leaves the holder before it hears of 800 and is held up; the lease expires meanwhile.
     scene.pass_to(scene.now + 10.02)
-    assert scene.counted("w0") == 800
+    # What it can have spent of 800 by its pace.
+    assert scene.counted("w0") == 247
     scene.report("w0", 2, lease_id=granted.lease_id, held=0)
-    assert scene.counted("w0") >= 800
+    assert scene.counted("w0") >= 247
 
 
 def test_repeated_join_does_not_void_the_grant_that_answered_the_first() -> None:
@@ -188,8 +189,7 @@ def test_raised_ttl_is_in_etcd_before_the_holder_hears_of_it() -> None:
 
 def _lost(lease: leases.Lease, **named: object) -> int:
     rules = leases.StrandRules.of(spec())
-    pace = leases.Pace((0, 200 * MICRO), (0, 0))
-    arguments = {"is_certified": True, "pace": pace} | named
+    arguments = {"is_certified": True} | named
     parts = leases.strand_lost(lease, rules, 1_010.0, **arguments)  # type: ignore[arg-type]
     return sum(part.amount for part in parts if part.index == 1 and part.until > 1_060.0) // MICRO
 
@@ -226,10 +226,57 @@ def test_repeated_shrink_and_growth_gives_credit_each_time() -> None:
     assert _lost(shaken) == quiet + 20
 
 
+def test_pace_counts_only_from_the_one_that_was_acknowledged() -> None:
+    lease = _lease(last_report_at=1_010.0)
+    for share in (100, 800, 200, 400):
+        lease.tell_pace((0, share * MICRO))
+    # The burst of 800, and the growths of 600 and 200.
+    assert _lost(lease) == 80 + 60 + 20 + 1
+    lease.acknowledge(lease.version, lease.held)
+    assert _lost(lease) == 40 + 1
+
+
+def test_pace_that_was_told_before_a_shrink_gives_credit_for_the_growth_after_it() -> None:
+    lease = _lease(last_report_at=1_010.0, caps=(0, 100 * MICRO))
+    lease.tell_pace((0, 200 * MICRO))
+    lease.acknowledge(1, lease.caps)
+    # Taken one after the other: the pace falls to 100, and only then the share grows to 200.
+    lease.tell_pace((0, 50 * MICRO))
+    lease.set_caps((0, 200 * MICRO))
+    lease.unacknowledged = [(lease.paces[-1][0], lease.caps)]
+    assert lease.paced_shares(1) == [200 * MICRO, 100 * MICRO, 200 * MICRO]
+
+
+def test_deaths_of_many_do_not_make_the_next_one_dearer() -> None:
+    """Each join and each death moved everybody's pace; those moves are no credit of one who came after them."""
+    scene = Scene(spec(orphan_seconds=0.0))
+    joined(scene)
+    for number in range(1, 9):
+        name, process = f"w{number}", processes.ProcessKey("boot", 1, number, 1)
+        scene.report("w0", number * 2, **_applied(scene, "w0"))
+        scene.report(name, 1, session=number + 1, process=process)
+        scene.pass_to(scene.now + 0.1)
+        scene.report("w0", number * 2 + 1, **_applied(scene, "w0"))
+        scene.pass_to(scene.now + 0.1)
+        scene.report(name, 2, session=number + 1, **_applied(scene, name), age_seconds=0.0)
+        share = scene.counted(name)
+        assert share >= 200
+        scene.core.process_exited(process, scene.now)
+        scene.finish()
+        # The burst of half the limit, and one request; the budget is young, but how it was paced is known.
+        assert scene.counted(name) == 41
+
+
+def _applied(scene: Scene, holder: str) -> dict[str, int]:
+    """What a report says of one who has applied all that it was told, and uses nothing."""
+    held = scene.lease(holder)
+    return {"lease_id": held.lease_id, "grant_version": held.version, "held": held.caps[1] // MICRO}
+
+
 def test_safe_capacity_is_quarantined_from_when_its_use_ends() -> None:
     rules = leases.StrandRules.of(spec(safe_ttl_seconds=60.0))
     lease = _lease(safe=(0, 50 * MICRO))
-    parts = leases.strand_lost(lease, rules, 1_010.0, is_certified=False, pace=leases.Pace((0, 0), (0, 0)))
+    parts = leases.strand_lost(lease, rules, 1_010.0, is_certified=False)
     late = [part for part in parts if part.until >= 1_010.0 + 60.0 + 61.0]
     assert sum(part.amount for part in late) == 50 * MICRO
 
@@ -332,3 +379,50 @@ def test_lack_of_credit_is_reported_once() -> None:
     assert holder.wants_report(50.2)
     holder.make_report(50.2)
     assert not holder.wants_report(50.2001)
+
+
+def test_holder_takes_no_pace_from_a_grant_that_was_overtaken() -> None:
+    """The allocator takes the pace of the version that was acknowledged for the one in force."""
+    holder = holders.Holder(budget="llm", name="w0", incarnation="w0-incarnation")
+    scene = Scene()
+    holder.connected(1)
+    scene.core.report(holder.make_report(50.0), scene.now, session=1)
+    scene.finish()
+    alone = scene.grants("w0")[-1]
+    holder.granted(1, alone, 50.1)
+    holder.make_report(50.2)
+    later = dataclasses.replace(
+        alone, version=alone.version + 1, answered_sequence=2, active_workers=4, terms=None
+    )
+    holder.granted(1, later, 50.3)
+    holder.granted(1, dataclasses.replace(alone, answered_sequence=0, terms=None, active_workers=1), 50.4)
+    held = holder.limiter.stocks[RATE]
+    assert isinstance(held, stock.RateStock)
+    assert (held.pace_share, holder.active_workers) == (200 * MICRO, 4)
+
+
+def test_unary_holder_is_told_the_terms_again_until_it_has_applied_them() -> None:
+    scene = Scene()
+
+    def renew(sequence: int, lease_id: int = 0, grant_version: int = 0) -> messages.Grant:
+        report = messages.Report(
+            budget="llm",
+            holder="w0",
+            incarnation="w0-incarnation",
+            sequence=sequence,
+            lease_id=lease_id,
+            grant_version=grant_version,
+            holdings=messages.Holdings(held={}),
+        )
+        scene.core.report(report, scene.now, token=sequence)
+        return [e.message for e in scene.finish() if isinstance(e, effects.Reply)][-1]  # type: ignore[return-value]
+
+    first = renew(1)
+    known = {"lease_id": first.lease_id, "grant_version": first.version}
+    assert renew(2, **known).terms is None
+    scene.core.define(spec(max_call_seconds=7.0), 2, scene.now)
+    # This answer is lost.
+    assert renew(3, **known).terms is not None
+    told = renew(4, **known)
+    assert told.terms is not None and told.terms.max_call_seconds == 7.0
+    assert renew(5, lease_id=told.lease_id, grant_version=told.version).terms is None

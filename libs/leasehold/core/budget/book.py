@@ -5,12 +5,10 @@ is bound by plus what is stranded. Amounts are micro-units; vectors are in the o
 """
 
 import heapq
-import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from leasehold.core.budget import effects, messages, model, stock
+from leasehold.core.budget import effects, messages, model
 from leasehold.core.budget import lease as leases
 from leasehold.core.budget import throttle as throttles
 from leasehold.core.budget.lease import Lease, Stranded, Vector
@@ -37,9 +35,6 @@ class Book:
         self.ghosts: dict[Key, Lease] = {}
         self.stranded: dict[str, list[Stranded]] = {}
         self.departed: dict[Key, Departed] = {}
-        #: (instant, active holders told from then on), oldest first; emptied when the limits change.
-        self._paces: deque[tuple[float, int]] = deque()
-        self._paced_since = now
         #: Until then `rules` also cover the definitions before the present one.
         self._covered_until: float | None = None
         self.throttles: dict[str, throttles.Throttle] = {}
@@ -80,8 +75,6 @@ class Book:
         self._covered_until = max(self._covered_until or now, now + lasting_seconds)
         if self.names != old_names:
             self._remap(old_names)
-        self._paces.clear()
-        self._paced_since = now
         self.update_limits()
 
     def _remap(self, old_names: tuple[str, ...]) -> None:
@@ -100,6 +93,7 @@ class Book:
                 moved(held.overdraft),
             )
             held.unacknowledged = [(version, moved(caps)) for version, caps in held.unacknowledged]
+            held.paces = [(version, moved(pace)) for version, pace in held.paces]
             held.largest_cost, held.safe = (), moved(held.safe)
             held.counted = held.bound
             self.touch(held)
@@ -222,40 +216,6 @@ class Book:
             _, key = heapq.heappop(self._departed_heap)
             if key in self.departed and self.departed[key].until <= now:
                 del self.departed[key]
-
-    # Pace
-
-    def note_pace(self, active: int, now: float) -> None:
-        """Grants tell from now on that so many holders are active."""
-        paces = self._paces
-        if not paces or paces[-1][1] != active:
-            paces.append((now, active))
-        since = now - self._pace_memory_seconds
-        while len(paces) > 1 and paces[1][0] <= since:
-            paces.popleft()
-
-    def pace(self, now: float) -> leases.Pace | None:
-        """How holders with a live lease may have been paced; None if that is not known.
-
-        A lease lives by answers of its last TTL, each of which tells the pace.
-        """
-        if not self._paces or now - self._paced_since < self._pace_memory_seconds:
-            return None
-        since = now - self._pace_memory_seconds
-        told = [active for at, active in self._paces if at > since]
-        before = [active for at, active in self._paces if at <= since]
-        told = before[-1:] + told
-        share_max: list[int] = []
-        growth: list[int] = []
-        for dimension in self.spec.dimensions:
-            shares = [stock.pace_share(dimension.limit, active) for active in told]
-            share_max.append(max(shares))
-            growth.append(sum(max(0, new - old) for old, new in itertools.pairwise(shares)))
-        return leases.Pace(tuple(share_max), tuple(growth))
-
-    @property
-    def _pace_memory_seconds(self) -> float:
-        return 2 * self.spec.ttl_seconds * leases.TTL_FACTOR
 
     # Stranded units
 

@@ -348,9 +348,11 @@ class Holder:
         if grant.terms is not None and grant.answered_sequence == 0:
             self.limiter.set_terms(grant.terms, now)
         self.total_workers = grant.total_workers
-        if self.limiter.terms is not None and (grant.active_workers != self.active_workers or grant.terms):
-            self.limiter.set_pace(grant.active_workers, now)
-        self.active_workers = grant.active_workers
+        if grant.version >= self.version:
+            # Another pace comes in a version of its own: by that the allocator knows which one is in force.
+            if self.limiter.terms is not None and (grant.active_workers != self.active_workers or grant.terms):
+                self.limiter.set_pace(grant.active_workers, now)
+            self.active_workers = grant.active_workers
         # With new terms a dimension may be new, whose amount the same version has told in vain.
         is_known = grant.version == self.version and grant.terms is None
         if grant.version < self.version or is_known:

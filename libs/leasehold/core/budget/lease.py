@@ -5,6 +5,7 @@ Amounts are tuples of micro-units in the order of the budget's dimensions.
 
 import dataclasses
 import enum
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,9 +57,9 @@ class Lease:
     is_confirmed: bool = False
     #: It is known when the last report was made; else only when it arrived.
     is_age_known: bool = False
-    #: Last version of its first report to this leader: before it has acknowledged that, it may be paced as the
-    #: leader before had told it.
-    recovered_version: int = 0
+    #: Before it has acknowledged this version it may be paced in a way that is not known: as the leader before,
+    #: or an earlier definition, had told it.
+    unpaced_version: int = 0
     #: Longest TTL that an answer in force may have promised, seconds.
     ttl_seconds: float = 0.0
     #: Most that the holder may go on using after expiry, for the budget's safe TTL.
@@ -70,6 +71,8 @@ class Lease:
     version: int = 1
     #: (version, caps) of grants that are not acknowledged; caps in force are the last.
     unacknowledged: list[tuple[int, Vector]] = field(default_factory=list)
+    #: (version, share that it is paced by while it owns less) of the last acknowledged grant and of later ones
+    paces: list[tuple[int, Vector]] = field(default_factory=list)
     held: Vector = ()
     #: As told in the last report, which arrived at `cooling_since`.
     cooling: tuple[messages.Cooling, ...] = ()
@@ -100,8 +103,18 @@ class Lease:
         self.unacknowledged.append((self.version, caps))
         self.bound = tuple(map(max, self.bound, caps))
 
+    def tell_pace(self, pace: Vector) -> None:
+        """The next grant tells `pace`, in a version of its own if it is another than before."""
+        if self.paces and self.paces[-1][1] == pace:
+            return
+        if self.paces:
+            self.version += 1
+        self.paces.append((self.version, pace))
+
     def acknowledge(self, version: int, held: Vector) -> Vector:
         """The holder has applied `version` and holds at most `held`; gives the new bound."""
+        while len(self.paces) > 1 and self.paces[1][0] <= version:
+            del self.paces[0]
         if self.unacknowledged:
             self.unacknowledged = [entry for entry in self.unacknowledged if entry[0] > version]
         bound = tuple(map(max, held, self.caps))
@@ -127,25 +140,21 @@ class Lease:
             return True
         return report.lease_id == 0 and self.is_confirmed
 
-    def growth(self, index: int) -> int:
-        """What the growths of a share since the last report add up to: each gives credit at once."""
-        growth = 0
-        if self.unacknowledged:
-            share = min(self.held[index], self.bound[index]) if self.held else self.caps[index]
-            for _, caps in self.unacknowledged:
-                growth += max(0, caps[index] - share)
-                share = caps[index]
-        return growth
-
-    def share_max(self, index: int) -> int:
-        """Largest share of a dimension that the holder may be pacing by."""
-        share = self.caps[index]
-        for _, caps in self.unacknowledged:
-            share = max(share, caps[index])
+    def paced_shares(self, index: int) -> list[int]:
+        """The shares of a dimension that the holder may have paced by since its last report, in order."""
+        cap = self.caps[index]
         if self.unacknowledged and self.held:
             # A shrink that is not acknowledged may not have reached the holder.
-            share = max(share, min(self.held[index], self.bound[index]))
-        return share
+            cap = min(self.held[index], self.bound[index])
+        pace = self.paces[0][1][index] if self.paces else 0
+        # A grant's pace is taken before its amounts.
+        steps = [(version, 0, paced[index]) for version, paced in self.paces[1:]]
+        steps += [(version, 1, caps[index]) for version, caps in self.unacknowledged]
+        shares = [max(cap, pace)]
+        for _, is_cap, share in sorted(steps):
+            cap, pace = (share, pace) if is_cap else (cap, share)
+            shares.append(max(cap, pace))
+        return shares
 
 
 def cooling_parts(cooling: Sequence[messages.Cooling], since: float, dimension: str) -> list[tuple[float, int]]:
@@ -171,15 +180,6 @@ class Stranded:
     is_quarantine: bool
     #: When this was written, the holder may have had its lease for so long yet: a new leader waits that too.
     ttl_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How holders may have been paced lately beside their own shares; micro-units by dimension."""
-
-    share_max: Vector
-    #: What all growths of the pace since then add up to: each gave credit at once.
-    growth: Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,16 +256,13 @@ def strand_unknown(
     return [part for part in stranded if part.amount > 0]
 
 
-def strand_lost(
-    lease: Lease, rules: StrandRules, end: float, *, is_certified: bool, pace: Pace | None
-) -> list[Stranded]:
+def strand_lost(lease: Lease, rules: StrandRules, end: float, *, is_certified: bool) -> list[Stranded]:
     """What a lease leaves that ends at `end` by expiry, or by a certified death.
 
     Calls count until `end` + max_call (orphan_seconds if certified). Of a rate, what is known to cool returns
     when cool; what may be spent between the last report and `end` (at most the pace allows, and no more than
     was free, has cooled since, or was refundable) is quarantined for window + jitter; the rest returns then.
     Without a certificate the holder may go on with its safe capacity: that is quarantined from when this ends.
-    `pace` None: it is not known how the holder was paced.
     """
     if not lease.is_tracked or lease.is_recovered or rules.charged_at is model.ChargedAt.COMPLETION:
         return strand_unknown(lease, rules, end, is_certified=is_certified)
@@ -283,9 +280,7 @@ def strand_lost(
         if not dimension.is_rate:
             strand(index, amount - safe, lost_at)
             continue
-        unknown = min(
-            amount - safe, _unknown_spend(lease, dimension, index, end, pace, is_certified=is_certified)
-        )
+        unknown = min(amount - safe, _unknown_spend(lease, dimension, index, end, is_certified=is_certified))
         strand(index, unknown, lost_at)
         left = amount - safe - unknown
         # Also those that cool before an `end` that is yet to come: until then they count.
@@ -299,13 +294,7 @@ def strand_lost(
 
 
 def _unknown_spend(
-    lease: Lease,
-    dimension: model.Dimension,
-    index: int,
-    end: float,
-    pace: Pace | None,
-    *,
-    is_certified: bool,
+    lease: Lease, dimension: model.Dimension, index: int, end: float, *, is_certified: bool
 ) -> int:
     amount = lease.bound[index]
     if is_certified and not lease.is_age_known:
@@ -322,16 +311,16 @@ def _unknown_spend(
     refundable = min(lease.refundable[index] if lease.refundable else 0, known_cooling)
     spendable = min(amount, max(0, amount - known_cooling) + refundable)
     largest = lease.largest_cost[index] if lease.largest_cost else None
-    is_pace_unknown = pace is None or any(v <= lease.recovered_version for v, _ in lease.unacknowledged)
+    is_pace_unknown = any(version <= lease.unpaced_version for version, _ in lease.unacknowledged)
     if largest is None or is_pace_unknown:
         return spendable
     # Up to expiry the holder spent for a TTL at most, however long its last report was on its way.
     elapsed = end - lease.last_report_at
     if not is_certified:
         elapsed = max(elapsed, lease.ttl_seconds)
-    assert pace is not None
-    share = max(lease.share_max(index), pace.share_max[index])
-    growth = lease.growth(index) + pace.growth[index]
-    paced = stock.pace_bound(share, elapsed, dimension.window_seconds)
+    shares = lease.paced_shares(index)
+    # Each growth gives credit at once.
+    growth = sum(max(0, new - old) for old, new in itertools.pairwise(shares))
+    paced = stock.pace_bound(max(shares), elapsed, dimension.window_seconds)
     paced += int(growth * stock.PACE_BURST) + refundable + largest
     return min(spendable, paced)

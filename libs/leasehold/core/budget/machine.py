@@ -76,8 +76,9 @@ class BudgetMachine:
         )
         for held in self.book.leases.values():
             self._scribe.note(held, now, f"budget redefined, version {version}")
+            held.set_caps(held.caps)
+            held.unpaced_version = held.version
             if held.state is LeaseState.LIVE and held.session is not None:
-                held.set_caps(held.caps)
                 self._scribe.push(held)
         self.rebalancer.must_divide = True
         self.rebalancer.next_at = now
@@ -190,7 +191,8 @@ class BudgetMachine:
         elif report.lease_id != held.lease_id:
             self._rejoin(held, report, session, now)
         self._take_report(held, report, age_seconds, now, session)
-        needs_terms = report.lease_id == 0
+        # A unary answer may be lost: until its version is acknowledged the terms go with the next one too.
+        needs_terms = report.lease_id == 0 or (token is not None and report.grant_version < held.version)
         self._answers.append(
             _Answer(held, report.sequence, session, token, is_repeat=False, needs_terms=needs_terms)
         )
@@ -276,6 +278,7 @@ class BudgetMachine:
         else:
             self.book.forget_stranded(held.holder, held.incarnation)
         held.unacknowledged.clear()
+        held.paces.clear()
         held.version, held.is_confirmed = 0, False
         held.caps = held.held = self.book.zero
         held.is_recovered = False
@@ -353,7 +356,7 @@ class BudgetMachine:
             caps = tuple(0 if book.is_overcommitted(i) else amount for i, amount in enumerate(owned))
             held.caps = caps
             held.set_caps(caps)
-            held.recovered_version = held.version
+            held.unpaced_version = held.version
         held.acknowledge(acknowledged, owned)
         book.count(held)
         held.cooling, held.cooling_since = holdings.cooling, now
@@ -464,8 +467,7 @@ class BudgetMachine:
 
     def _lose(self, held: Lease, at: float, now: float, end: messages.LeaseEnd | None) -> None:
         """A lease ends at `at` without its holder's word; `end` None: it is certified dead."""
-        pace = self.book.pace(now)
-        parts = leases.strand_lost(held, self.book.rules, at, is_certified=end is None, pace=pace)
+        parts = leases.strand_lost(held, self.book.rules, at, is_certified=end is None)
         self._drop(held, end, parts, now)
         self.rebalancer.must_divide = True
 

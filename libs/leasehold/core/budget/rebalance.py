@@ -63,7 +63,6 @@ class Rebalancer:
             self._end_turns(book, now)
             self._divide(book)
             self.must_divide = False
-            book.note_pace(self.active_count, now)
         book.has_gained = False
         self._note_neediest(book)
         changed = self._move(book)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from leasehold.core import epoch as epochs
 from leasehold.core.budget import book as books
-from leasehold.core.budget import effects, messages, model, rebalance
+from leasehold.core.budget import effects, messages, model, rebalance, stock
 from leasehold.core.budget.lease import Lease, Vector
 
 
@@ -56,6 +56,9 @@ class Scribe:
             terms = self._terms_for(held.holder)
             safe = self.safe_of(held.holder)
             held.safe = tuple(map(max, held.safe, safe)) if held.safe and safe else held.safe or safe
+        active_workers = self._rebalancer.active_count
+        if end is None:
+            held.tell_pace(tuple(stock.pace_share(d.limit, active_workers) for d in self._spec.dimensions))
         return messages.Grant(
             budget=self._spec.name,
             holder=held.holder,
@@ -70,7 +73,7 @@ class Scribe:
             terms=terms,
             end=end,
             total_workers=len(self._book.leases),
-            active_workers=self._rebalancer.active_count,
+            active_workers=active_workers,
         )
 
     def _terms_for(self, holder: str) -> messages.Terms:
