@@ -5,13 +5,15 @@ Several stores on one `MemoryDatabase` are several processes on one Postgres.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
 from leasehold.core.budget import codec, model
+from leasehold.core.node import model as node_model
+from leasehold.core.node import registry_model
 from leasehold.postgres import failures, migrate, port, rules
 
 
@@ -33,6 +35,7 @@ class MemoryDatabase:
     now: Callable[[], datetime] = _utc_now
     migrations_applied: int = 0
     budgets: dict[str, port.StoredBudget] = field(default_factory=dict)
+    nodes: dict[str, registry_model.NodeRecord] = field(default_factory=dict)
     cluster_ids: list[str] = field(default_factory=list)
     fence: epochs.Epoch = epochs.ZERO
     ledger_batch: int = 0
@@ -181,6 +184,49 @@ class MemoryStore:
         self._keep_answer(rules.DELETE_BUDGET, request_id, sha256, {})
         self._commit(epoch)
 
+    async def put_nodes(self, epoch: epochs.Epoch, nodes: Sequence[port.NodeWrite]) -> None:
+        """As `port.Store.put_nodes`."""
+        rules.checked_node_writes(nodes)
+        self._refuse_stale(epoch)
+        for write in nodes:
+            # What comes out of Postgres is cut as this is.
+            record = replace(write.record, cause=port.clean_text(write.record.cause))
+            before = self.database.nodes.get(record.name)
+            self.database.nodes[record.name] = record
+            change = rules.node_change(before, record)
+            if change is not None:
+                target, actor = f"node/{record.name}", write.actor
+                self._audit(epoch, rules.REGISTER_NODE, target, actor, record.cause, *change)
+        self._commit(epoch)
+
+    async def delete_node(self, epoch: epochs.Epoch, name: str, *, actor: str = "", cause: str = "") -> None:
+        """As `port.Store.delete_node`."""
+        node_model.checked_node_name(name)
+        self._refuse_stale(epoch)
+        before = self.database.nodes.pop(name, None)
+        if before is None:
+            raise rules.no_such_node(name)
+        told = rules.audited_node(before)
+        self._audit(epoch, rules.DELETE_NODE, f"node/{name}", actor, cause, told, None)
+        self._commit(epoch)
+
+    async def all_nodes(self) -> tuple[registry_model.NodeRecord, ...]:
+        """As `port.Store.all_nodes`."""
+        self._reach()
+        return tuple(record for _, record in sorted(self.database.nodes.items()))
+
+    async def append_audit(self, epoch: epochs.Epoch, entries: Sequence[port.AuditEntry]) -> None:
+        """As `port.Store.append_audit`."""
+        rules.checked_audit_entries(entries)
+        self._refuse_stale(epoch)
+        sha256 = rules.payload_sha256({})
+        for entry in entries:
+            if self._first_answer(entry.method, entry.entry_id, sha256) is None:
+                after = copy.deepcopy(dict(entry.after))
+                self._audit(epoch, entry.method, entry.target, entry.actor, entry.cause, None, after)
+                self._keep_answer(entry.method, entry.entry_id, sha256, {})
+        self._commit(epoch)
+
     async def append_ledger(
         self, epoch: epochs.Epoch, entries: Sequence[port.LedgerEntry], *, batch: int = 0
     ) -> None:
@@ -308,16 +354,28 @@ class MemoryStore:
         before: port.StoredBudget | None,
         after: port.StoredBudget | None,
     ) -> None:
+        self._audit(epoch, method, f"budget/{name}", actor, cause, _audited(before), _audited(after))
+
+    def _audit(
+        self,
+        epoch: epochs.Epoch,
+        method: str,
+        target: str,
+        actor: str,
+        cause: str,
+        before: Mapping[str, Any] | None,
+        after: Mapping[str, Any] | None,
+    ) -> None:
         self.database.audit.append(
             port.AuditRecord(
                 id=len(self.database.audit) + 1,
                 time=self.database.now(),
                 actor=port.clean_text(actor),
                 method=method,
-                target=f"budget/{name}",
+                target=target,
                 cause=port.clean_text(cause),
-                before=_audited(before),
-                after=_audited(after),
+                before=before,
+                after=after,
                 epoch=epoch,
             )
         )

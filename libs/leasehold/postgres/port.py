@@ -16,11 +16,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
 from leasehold.core.budget import model
+from leasehold.core.node import registry_model
 
 PAGE_SIZE_MAX = 1000
 REQUEST_ID_LENGTH_MAX = 64  # printable ASCII characters
 TEXT_LENGTH_MAX = 1000
 LEDGER_BATCH_ENTRIES_MAX = 10_000
+NODE_WRITES_MAX = 500
+AUDIT_ENTRIES_MAX = 500
 LEDGER_RETENTION_SECONDS = 7 * 86_400.0
 REQUEST_RETENTION_SECONDS = 86_400.0
 
@@ -136,6 +139,29 @@ class AuditRecord:
     epoch: epochs.Epoch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeWrite:
+    """A node's record to be written."""
+
+    record: registry_model.NodeRecord
+    #: Who registered, for the audit log.
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """A change that was made elsewhere (by an agent, on its host), to be told in the audit log."""
+
+    #: 1 to 64 printable ASCII characters, its own: a repeat is written once.
+    entry_id: str
+    actor: str
+    method: str
+    target: str
+    cause: str
+    #: What was asked, and what came of it.
+    after: Mapping[str, Any]
+
+
 class Store(Protocol):
     """The durable facts. Methods may be called concurrently from one event loop."""
 
@@ -205,6 +231,22 @@ class Store(Protocol):
         cause: str = "",
     ) -> None:
         """Remove a budget. `request_id` as in `put_budget`. Raises `NotFound`, `StaleEpoch`."""
+
+    async def put_nodes(self, epoch: epochs.Epoch, nodes: Sequence[NodeWrite]) -> None:
+        """Write nodes' records, all or none, at most 500; writing the same ones again changes nothing.
+
+        A registration that is new, or other than before, leaves an audit record; a move of the state alone does
+        not. Raises `StaleEpoch`.
+        """
+
+    async def delete_node(self, epoch: epochs.Epoch, name: str, *, actor: str = "", cause: str = "") -> None:
+        """Forget a node. Raises `NotFound`, `StaleEpoch`."""
+
+    async def all_nodes(self) -> tuple[registry_model.NodeRecord, ...]:
+        """Every node, in the order of names, as of one instant."""
+
+    async def append_audit(self, epoch: epochs.Epoch, entries: Sequence[AuditEntry]) -> None:
+        """Tell the audit log of changes made elsewhere, all or none, at most 500. Raises `StaleEpoch`."""
 
     async def append_ledger(
         self, epoch: epochs.Epoch, entries: Sequence[LedgerEntry], *, batch: int = 0

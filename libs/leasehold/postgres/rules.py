@@ -10,10 +10,13 @@ from typing import Any
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
 from leasehold.core.budget import codec, model
+from leasehold.core.node import registry_model
 from leasehold.postgres import port
 
 PUT_BUDGET = "PutBudget"
 DELETE_BUDGET = "DeleteBudget"
+REGISTER_NODE = "RegisterNode"
+DELETE_NODE = "DeleteNode"
 
 _ID_MAX = 2**63 - 1
 
@@ -101,6 +104,55 @@ def stale_epoch(epoch: epochs.Epoch, fence: epochs.Epoch) -> errors.StaleEpoch:
 def no_such_budget(name: str) -> errors.NotFound:
     """There is no budget of that name."""
     return errors.NotFound(f"there is no budget {name}", metadata={"budget": name})
+
+
+def no_such_node(name: str) -> errors.NotFound:
+    """There is no node of that name."""
+    return errors.NotFound(f"there is no node {name}", field="node", metadata={"node": name})
+
+
+def checked_node_writes(nodes: Sequence[port.NodeWrite]) -> Sequence[port.NodeWrite]:
+    """`nodes` if they are not too many for one transaction, else raises `InvalidArgument`."""
+    if len(nodes) > port.NODE_WRITES_MAX:
+        raise errors.InvalidArgument(
+            f"nodes: {len(nodes)} given, at most {port.NODE_WRITES_MAX} are allowed", field="nodes"
+        )
+    return nodes
+
+
+def checked_audit_entries(entries: Sequence[port.AuditEntry]) -> Sequence[port.AuditEntry]:
+    """`entries` if they are not too many for one transaction, else raises `InvalidArgument`."""
+    if len(entries) > port.AUDIT_ENTRIES_MAX:
+        raise errors.InvalidArgument(
+            f"entries: {len(entries)} given, at most {port.AUDIT_ENTRIES_MAX} are allowed", field="entries"
+        )
+    for entry in entries:
+        if not entry.entry_id:
+            raise errors.InvalidArgument("entry_id: an entry needs one of its own", field="entry_id")
+        checked_request_id(entry.entry_id)
+    return entries
+
+
+def audited_node(record: registry_model.NodeRecord) -> dict[str, Any]:
+    """A node as the audit log keeps it: what its agent registered. Its state is no change by anybody."""
+    registration = record.registration
+    return {
+        "node_id": registration.node_id,
+        "incarnation": registration.incarnation,
+        "boot_id": registration.boot_id,
+        "cpus": registration.cpus,
+        "memory_bytes": registration.memory_bytes,
+        "labels": dict(registration.labels),
+    }
+
+
+def node_change(
+    before: registry_model.NodeRecord | None, after: registry_model.NodeRecord
+) -> tuple[dict[str, Any] | None, dict[str, Any]] | None:
+    """What the audit log is told of a write: before and after. None: only the state has moved."""
+    known = None if before is None else audited_node(before)
+    told = audited_node(after)
+    return None if known == told else (known, told)
 
 
 def refuse_other_version(name: str, expected_version: int, version: int) -> None:

@@ -7,7 +7,9 @@ from typing import Self
 
 from leasehold.core import epoch as epochs
 from leasehold.core.budget import codec, model
-from leasehold.postgres import database, migrate, port, queries, rowmap, rules, writes
+from leasehold.core.node import model as node_model
+from leasehold.core.node import registry_model
+from leasehold.postgres import database, migrate, node_rows, port, queries, rowmap, rules, writes
 from psycopg.types import json
 
 DELETE_ROWS_MAX = 5000
@@ -190,6 +192,43 @@ class PostgresStore:
                 after=None,
             )
             await request.keep(cursor, {})
+
+    async def put_nodes(self, epoch: epochs.Epoch, nodes: Sequence[port.NodeWrite]) -> None:
+        """As `port.Store.put_nodes`."""
+        rules.checked_node_writes(nodes)
+        async with self._fenced(epoch) as cursor:
+            await node_rows.put(cursor, epoch, nodes)
+
+    async def delete_node(self, epoch: epochs.Epoch, name: str, *, actor: str = "", cause: str = "") -> None:
+        """As `port.Store.delete_node`."""
+        node_model.checked_node_name(name)
+        async with self._fenced(epoch) as cursor:
+            await node_rows.delete(cursor, epoch, name, actor=actor, cause=cause)
+
+    async def all_nodes(self) -> tuple[registry_model.NodeRecord, ...]:
+        """As `port.Store.all_nodes`."""
+        async with self._database.transaction() as cursor:
+            return await node_rows.every(cursor)
+
+    async def append_audit(self, epoch: epochs.Epoch, entries: Sequence[port.AuditEntry]) -> None:
+        """As `port.Store.append_audit`."""
+        rules.checked_audit_entries(entries)
+        async with self._fenced(epoch) as cursor:
+            for entry in entries:
+                once = writes.Request(entry.method, entry.entry_id, {})
+                if await once.first_answer(cursor) is not None:
+                    continue
+                await writes.note_change(
+                    cursor,
+                    epoch,
+                    method=entry.method,
+                    target=entry.target,
+                    actor=entry.actor,
+                    cause=entry.cause,
+                    before=None,
+                    after=entry.after,
+                )
+                await once.keep(cursor, {})
 
     async def append_ledger(
         self, epoch: epochs.Epoch, entries: Sequence[port.LedgerEntry], *, batch: int = 0
