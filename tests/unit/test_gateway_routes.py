@@ -30,7 +30,7 @@ async def test_status_has_nodes_pools_workers_and_their_sums() -> None:
     assert body["totals"]["memory_total_gb"] == 128.0
     assert body["totals"]["memory_total_bytes"] == 128 * 2**30
     assert body["nodes"][1]["status"]["pools"][0]["workers"][0]["name"] == "summarization_1@r620-2"
-    assert body["warnings"] == ["r620-2: memory 58/64 GB (90.6%) is above 80%"]
+    assert body["warnings"] == ["r620-2: memory 58.0/64.0 GB (90.6%) is above 80%"]
 
 
 async def test_status_of_one_pool_has_only_that_and_of_an_unknown_one_tells_which_there_are() -> None:

@@ -12,7 +12,7 @@ import sys
 from typing import Annotated
 
 import typer
-from leasehold.cli import budget, output
+from leasehold.cli import budget, node, output, workers
 from leasehold.core import errors
 
 EXIT_FAILED = 1
@@ -33,6 +33,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(budget.app, name="budget", help="Define, read and rehearse budgets.", epilog=EXIT_CODES)
+app.add_typer(node.app, name="node", help="Hosts: what they have, and why.", epilog=EXIT_CODES)
+app.add_typer(
+    workers.app, name="workers", help="Worker processes: list, scale, start, stop, logs.", epilog=EXIT_CODES
+)
 
 DataDir = Annotated[
     str | None,
@@ -76,14 +80,26 @@ def version(
         output.data({"version": found, "python": sys.version.split()[0]}, form)
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
-    add_help_option=False,
+def _process(help_text: str, module: str) -> None:
+    """A command that is a process of its own kind: it replaces this one, without the command line's imports."""
+    name = module.rpartition(".")[2].removeprefix("node")
+
+    @app.command(
+        name,
+        help=help_text,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+        add_help_option=False,
+    )
+    def run_process(context: typer.Context) -> None:
+        os.execv(sys.executable, [sys.executable, "-m", module, *context.args])  # noqa: S606
+
+
+_process("Run an allocator; --help lists its settings.", "leasehold.allocator")
+_process(
+    "Run this host's agent; --status and --stop ask the one that runs. --help lists its settings.",
+    "leasehold.nodeagent",
 )
-def allocator(context: typer.Context) -> None:
-    """Run an allocator; --help lists its settings."""
-    # A process of its own kind: it replaces this one, without the command line's imports.
-    os.execv(sys.executable, [sys.executable, "-m", "leasehold.allocator", *context.args])  # noqa: S606
+_process("Serve the REST API and the metrics over HTTP; --help lists its settings.", "leasehold.gateway")
 
 
 @app.command()

@@ -35,11 +35,23 @@ def write(text: str) -> None:
     A reader that has gone (``| head``) ends the command without complaint. Raises `FailedPrecondition` if the
     output cannot be written (disk full).
     """
+    _write(text, None)
+
+
+def write_bytes(content: bytes) -> None:
+    """As `write`, of bytes that are whatever they are."""
+    _write("", content)
+
+
+def _write(text: str, content: bytes | None) -> None:
     if sys.stdout is None:  # it was closed before the start: `>&-`
         return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
+        if content:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
     except OSError as error:
         # What is still buffered would fail once more when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -356,7 +356,7 @@ def warnings(document: Node) -> list[str]:
     memory = status["memory"]
     if memory is not None and memory["is_high"] and not any("80%" in text for text in status["warnings"]):
         found.append(
-            f"memory {memory['used_gb']:g}/{memory['total_gb']:g} GB ({memory['used_percent']:g}%) is above 80%"
+            f"memory {memory['used_gb']:.1f}/{memory['total_gb']:.1f} GB ({memory['used_percent']:.1f}%) is above 80%"
         )
     found.extend(status["warnings"])
     for pool in status["pools"]:
