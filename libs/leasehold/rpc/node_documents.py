@@ -355,9 +355,8 @@ def warnings(document: Node) -> list[str]:
         return found
     memory = status["memory"]
     if memory is not None and memory["is_high"] and not any("80%" in text for text in status["warnings"]):
-        found.append(
-            f"memory {memory['used_gb']:.1f}/{memory['total_gb']:.1f} GB ({memory['used_percent']:.1f}%) is above 80%"
-        )
+        used = f"{memory['used_gb']:.1f}/{memory['total_gb']:.1f} GB ({memory['used_percent']:.1f}%)"
+        found.append(f"memory {used} is above 80%")
     found.extend(status["warnings"])
     for pool in status["pools"]:
         found.extend(f"pool {pool['name']}: {text}" for text in pool["warnings"])
