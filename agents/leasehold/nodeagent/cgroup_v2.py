@@ -1,0 +1,115 @@
+"""Workers' cgroups by the unified hierarchy: a folder that was delegated to this user, without processes.
+
+Under systemd that is a unit of its own with ``Delegate=memory``, never the agent's: a unit with processes below
+it cannot be started again (EBUSY), and the workers are to survive that.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from leasehold.core import errors
+from leasehold.nodeagent import cgroup_folder
+from leasehold.nodeagent.cgroup_folder import CgroupKind
+
+#: From so much of the limit on, the kernel reclaims and slows down the worker before it kills.
+HIGH_FRACTION = 0.95
+
+#: What of a cgroup's kernel memory is not reclaimed, where the kernel has no sum of it (before 5.18).
+_KERNEL_PARTS = ("slab_unreclaimable", "kernel_stack", "pagetables", "sec_pagetables", "percpu")
+
+
+class V2Cgroup(cgroup_folder.CgroupFolder):
+    """One worker's cgroup."""
+
+    @property
+    def kind(self) -> CgroupKind:
+        """V2."""
+        return CgroupKind.V2
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """``memory.max``, ``memory.high`` before it, and an OOM killer that takes one process, not all.
+
+        The kernel kills a process of the worker's pool then, and its main process gives the task back.
+        """
+        if limit_bytes > 0:
+            self.write("memory.high", int(limit_bytes * HIGH_FRACTION))
+            self.write("memory.max", limit_bytes)
+        else:
+            self.write("memory.high", "max")
+            self.write("memory.max", "max")
+        self.write("memory.oom.group", 0)
+
+    def oom_kills(self) -> int:
+        """From ``memory.events``."""
+        return self.counter("memory.events", "oom_kill") or 0
+
+    def held_bytes(self) -> int | None:
+        """anon + shmem + unreclaimable kernel memory; never page cache."""
+        told = cgroup_folder.counters(self.read("memory.stat"))
+        if "anon" not in told:
+            return None
+        if "kernel" in told:
+            kernel = max(0, told["kernel"] - told.get("slab_reclaimable", 0))
+        else:
+            kernel = sum(told.get(part, 0) for part in _KERNEL_PARTS)
+        return told["anon"] + told.get("shmem", 0) + kernel
+
+    def kill(self) -> None:
+        """All at once where the kernel can (5.14), else one by one."""
+        try:
+            self.write("cgroup.kill", 1)
+        except errors.FailedPrecondition:
+            super().kill()
+
+
+class V2Cgroups:
+    """Workers' cgroups below one delegated folder."""
+
+    def __init__(self, root: Path, *, make: Callable[[Path], None] = os.mkdir) -> None:
+        self._root = root
+        self._make = make
+
+    @property
+    def kind(self) -> CgroupKind:
+        """V2."""
+        return CgroupKind.V2
+
+    def remove_empty(self) -> None:
+        """Remove workers' cgroups that nobody is in."""
+        cgroup_folder.remove_empty(self._root)
+
+    @property
+    def detail(self) -> str:
+        """The folder."""
+        return str(self._root)
+
+    def create(self, worker_id: str, limit_bytes: int) -> cgroup_folder.WorkerCgroup | None:
+        """A new cgroup with its limit. Raises `FailedPrecondition` if the kernel refuses."""
+        return cgroup_folder.created(self._root, worker_id, limit_bytes, V2Cgroup, self._make)
+
+
+def at(root: Path, *, make: Callable[[Path], None] = os.mkdir) -> cgroup_folder.Cgroups:
+    """Workers' cgroups below `root`, where the memory controller can be given to them."""
+    controllers = _words(root / "cgroup.controllers")
+    if controllers is None:
+        return cgroup_folder.NoCgroups(f"{root} is no cgroup")
+    if "memory" not in controllers:
+        return cgroup_folder.NoCgroups(f"{root} does not have the memory controller delegated to it")
+    if "memory" not in (_words(root / "cgroup.subtree_control") or ()):
+        try:
+            cgroup_folder.write_file(root / "cgroup.subtree_control", "+memory")
+        except errors.FailedPrecondition as error:
+            return cgroup_folder.NoCgroups(
+                f"{error.message} (it must be delegated, and hold no process itself)"
+            )
+    if not os.access(root, os.W_OK):
+        return cgroup_folder.NoCgroups(f"{root} cannot be written")
+    return V2Cgroups(root, make=make)
+
+
+def _words(path: Path) -> list[str] | None:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return None

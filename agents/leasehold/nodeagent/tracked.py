@@ -1,0 +1,63 @@
+"""One worker whose processes this agent looks after."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from leasehold.core import processes
+from leasehold.nodeagent import activity, cgroup_folder, held, kernel_counts, members
+from leasehold.nodeagent.worker_folder import Intent, WorkerFolder
+from leasehold.runtime.identity import ProcessIdentity
+
+
+@dataclass(slots=True, eq=False)
+class Tracked:
+    """A worker from its start, or its adoption, to its end."""
+
+    intent: Intent
+    folder: WorkerFolder
+    run: activity.RunFolder
+    cgroup: cgroup_folder.WorkerCgroup | None = None
+    meter: held.HeldMeter | None = None
+    #: None: not told yet.
+    process: ProcessIdentity | None = None
+    #: None: not spawned yet, or gone.
+    shim: ProcessIdentity | None = None
+    is_adopted: bool = False
+    #: This agent killed it, or will as soon as it is there.
+    is_killed: bool = False
+    #: Its end was told.
+    is_over: bool = False
+    #: When its main process was seen dead: the loop's clock, and as start times are told.
+    died_at: float | None = None
+    died_at_ticks: int | None = None
+    #: OOM kills in its cgroup, or else on the host; those in its cgroup that were told apart.
+    oom_counter: kernel_counts.SettledCounter | None = None
+    oom_kills_told: int = 0
+    cancels: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def worker_id(self) -> str:
+        """The id of its life."""
+        return self.intent.worker_id
+
+    @property
+    def marks(self) -> members.Marks:
+        """What its processes are known by."""
+        return members.Marks(self.worker_id, self.folder.lock)
+
+    @property
+    def session(self) -> members.Session | None:
+        """The session of its main process."""
+        return None if self.process is None else members.Session(self.process, self.died_at_ticks)
+
+    def cancel(self) -> None:
+        """Stop waiting for anything."""
+        while self.cancels:
+            self.cancels.pop()()
+
+
+def key(identity: ProcessIdentity) -> processes.ProcessKey:
+    """A process as the core names it."""
+    return processes.ProcessKey(
+        identity.boot_id, identity.pid_namespace, identity.pid, identity.start_time_ticks
+    )
