@@ -20,7 +20,7 @@ from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.core import errors
 from leasehold.core.node import model
 from leasehold.rpc import errors as rpc_errors
-from leasehold.rpc import methods, options, wire_values
+from leasehold.rpc import methods, node_codec, options, wire_values
 
 GIB = model.GIB
 
@@ -116,11 +116,7 @@ class FakeHost:
             )
             self.applied.append(order)
         except errors.LeaseholdError as error:
-            result = order_pb2.OrderResult(
-                error=order_pb2.OrderError(
-                    reason=error.reason, message=error.message, field=error.field or "", metadata=error.metadata
-                )
-            )
+            result = order_pb2.OrderResult(error=node_codec.encode_error(error))
         result.order_id = order.order_id
         if order.order_id:
             self._answered[order.order_id] = result
@@ -240,6 +236,9 @@ class FakeFleet:
         self.calls: list[tuple[str, Any]] = []
         #: What every call waits for; a test holds it to let time pass.
         self.gate: asyncio.Event | None = None
+        #: How many wait for it, over gRPC.
+        self.waiting = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def answer(self, method: str, request: Any) -> Any:
         """The response. Raises core errors."""
@@ -247,6 +246,20 @@ class FakeFleet:
         if self.failure is not None:
             raise self.failure
         return getattr(self, f"_{method}")(request)
+
+    async def wait(self) -> None:
+        """Until the gate is open; of the server's own loop."""
+        self._loop = asyncio.get_running_loop()
+        if self.gate is not None:
+            self.waiting += 1
+            await self.gate.wait()
+            self.waiting -= 1
+
+    def open_gate(self) -> None:
+        """From another thread than the server's."""
+        assert self.gate is not None
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.gate.set)
 
     def node(self, name: str, *, is_brief: bool = False) -> node_pb2.Node:
         host = self.hosts[name]
@@ -299,16 +312,13 @@ class FakeFleet:
         else:
             asked = [self._named(request.node)]
             if self.states[asked[0]] not in ready:
-                raise errors.Unavailable(f"{asked[0]} is not connected")
+                raise errors.NodeUnreachable(f"{asked[0]} is not connected")
         answers = [
             wire.OrderNodeResponse.Answer(node=name, result=self.hosts[name].execute(request.order))
             for name in asked
         ]
         if request.node != "*" and answers[0].result.HasField("error"):
-            told = answers[0].result.error
-            raise rpc_errors.from_reason(
-                told.reason, told.message, field=told.field or None, metadata=dict(told.metadata)
-            )
+            raise node_codec.decode_error(answers[0].result.error)
         return wire.OrderNodeResponse(answers=answers)
 
     def _ListBudgets(self, request: Any) -> budget_wire.ListBudgetsResponse:
@@ -379,6 +389,7 @@ async def _start(fleet: FakeFleet) -> tuple[grpc.aio.Server, str]:
 
 def _handler(fleet: FakeFleet, name: str, request: Any) -> Any:
     async def answer(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        await fleet.wait()
         try:
             return fleet.answer(name, asked)
         except errors.LeaseholdError as error:

@@ -20,12 +20,11 @@ class FakeAllocators(allocators.Allocators):
     def __init__(self, fleet: fake_fleet.FakeFleet) -> None:
         self.fleet = fleet
         self._order_seconds = 1.0
-        self._timeout_seconds = 1.0
+        self.timeout_seconds = 1.0
 
     async def call(self, method: str, request: Any, *, timeout_seconds: float | None = None) -> Any:
         """As `Allocators.call`."""
-        if self.fleet.gate is not None:
-            await self.fleet.gate.wait()
+        await self.fleet.wait()
         return self.fleet.answer(method, request)
 
 

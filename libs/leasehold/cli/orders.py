@@ -4,8 +4,7 @@ import uuid
 from typing import Any
 
 from leasehold.core import errors
-from leasehold.rpc import errors as rpc_errors
-from leasehold.rpc import wire_values
+from leasehold.rpc import node_codec, wire_values
 
 
 def give(
@@ -28,8 +27,5 @@ def give(
         raise errors.Unavailable(f"{node or 'the node'} did not answer within {timeout_seconds:g} s")
     result = answers[0].result
     if result.HasField("error"):
-        told = result.error
-        raise rpc_errors.from_reason(
-            told.reason, told.message, field=told.field or None, metadata=dict(told.metadata)
-        )
+        raise node_codec.decode_error(result.error)
     return answers[0].node, result

@@ -64,14 +64,16 @@ class LeaderChannel:
     ) -> Response:
         """Call a unary method on the leader: ``call(lambda ch: BudgetServiceStub(ch).GetBudget, request)``.
 
-        Raises what the leader answers, as core errors; `Unavailable` (or `NotLeader`) if none answered as
-        a leader within the time, `DeadlineExceeded` if the first that was asked did not answer.
+        Raises what the leader answers, as core errors, `NodeUnreachable` too; `Unavailable` (or `NotLeader`) if
+        none answered as a leader within the time, `DeadlineExceeded` if the first that was asked did not answer.
         """
         deadline = self._clock.now() + timeout_seconds
         failure: errors.Unavailable | None = None
         for delay in self._backoff.delays(self._rng):
             try:
                 return await self._ask_each(method, request, deadline)
+            except errors.NodeUnreachable:
+                raise  # the leader's own answer: no other allocator knows better
             except errors.Unavailable as error:
                 failure = error
             except errors.DeadlineExceeded:
@@ -131,6 +133,9 @@ class LeaderChannel:
             address = untried.pop(0)
             try:
                 response = await self._attempt(address, method, request, deadline)
+            except errors.NodeUnreachable:
+                self._leader = address
+                raise
             except errors.Unavailable as error:
                 failure = error
                 hint = _hint(error)

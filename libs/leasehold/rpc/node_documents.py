@@ -7,22 +7,13 @@ beside them stand the same in GB (2**30 bytes) for people. Durations are seconds
 import enum
 from typing import Any, Final, TypeVar
 
-from leasehold.core.node import model
+from leasehold.core.node import model, registry_model
 from typing_extensions import TypedDict
 
 #: Above it memory is short: people are warned.
 MEMORY_WARNING_RATIO: Final = 0.8
 
 Text = TypeVar("Text", bound=str)
-
-
-class NodeState(enum.StrEnum):
-    """How a node stands with the allocator; what each means is told in ``node.proto``."""
-
-    READY = "ready"
-    DRAINING = "draining"
-    LOST = "lost"
-    GONE = "gone"
 
 
 class MemorySource(enum.StrEnum):
@@ -158,7 +149,7 @@ class Node(TypedDict):
     """A node as the allocator knows it; `status` is null where this leader has heard none."""
 
     name: str
-    state: NodeState | None
+    state: registry_model.NodeState | None
     node_id: str
     incarnation: int
     boot_id: str
@@ -328,7 +319,7 @@ def node(message: Any) -> Node:
     """The document of a ``Node``."""
     return {
         "name": message.name,
-        "state": _known(NodeState, _enum(message, "state")),
+        "state": _known(registry_model.NodeState, _enum(message, "state")),
         "node_id": message.node_id,
         "incarnation": message.incarnation,
         "boot_id": message.boot_id,
@@ -346,7 +337,7 @@ def node(message: Any) -> Node:
 def warnings(document: Node) -> list[str]:
     """What a person should look at: the node's state, memory above 80%, and what the agent itself warns of."""
     found: list[str] = []
-    if document["state"] is NodeState.LOST:
+    if document["state"] is registry_model.NodeState.LOST:
         age = document["last_report_age_seconds"]
         since = "" if age is None else f" for {age:.0f} s"
         found.append(f"has not reported{since}; its workers may well run")

@@ -1,6 +1,5 @@
 """What the gateway asks the allocators: the leader of them, with a deadline."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
@@ -8,8 +7,7 @@ from leasehold.api.budget.v1 import budget_service_pb2 as budget_wire
 from leasehold.api.node.v1 import node_pb2, order_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.core import errors
-from leasehold.rpc import errors as rpc_errors
-from leasehold.rpc import leader, methods, tls, wire_values
+from leasehold.rpc import leader, methods, node_codec, tls, wire_values
 
 EVERY_NODE: Final = "*"
 PAGE_SIZE: Final = 500
@@ -32,7 +30,8 @@ class Allocators:
         tls_files: tls.TlsFiles | None = None,
     ) -> None:
         self._leader = leader.LeaderChannel(addresses, tls_files=tls_files)
-        self._timeout_seconds = timeout_seconds
+        #: How long a leader is looked for.
+        self.timeout_seconds = timeout_seconds
         self._order_seconds = order_seconds
 
     async def close(self) -> None:
@@ -42,7 +41,7 @@ class Allocators:
     async def call(self, method: str, request: Any, *, timeout_seconds: float | None = None) -> Any:
         """Call a unary method, which must be idempotent; returns its response."""
         return await self._leader.ask(
-            methods.unary(method, request), request, timeout_seconds=timeout_seconds or self._timeout_seconds
+            methods.unary(method, request), request, timeout_seconds=timeout_seconds or self.timeout_seconds
         )
 
     async def nodes(
@@ -78,7 +77,7 @@ class Allocators:
         request = wire.OrderNodeRequest(
             node=node, order=order, timeout=wire_values.encode_seconds(self._order_seconds)
         )
-        seconds = self._timeout_seconds + self._order_seconds
+        seconds = self.timeout_seconds + self._order_seconds
         answer: wire.OrderNodeResponse = await self.call("OrderNode", request, timeout_seconds=seconds)
         return list(answer.answers)
 
@@ -107,18 +106,4 @@ class Allocators:
 
 def refusal_of(result: order_pb2.OrderResult) -> errors.LeaseholdError | None:
     """Why a node refused its order; None: it did not."""
-    if not result.HasField("error"):
-        return None
-    error = result.error
-    return rpc_errors.from_reason(
-        error.reason, error.message, field=error.field or None, metadata=dict(error.metadata)
-    )
-
-
-async def both(first: Any, second: Any) -> tuple[Any, Any]:
-    """Two calls at once; the first failure of either is raised after both have ended."""
-    results = await asyncio.gather(first, second, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results[0], results[1]
+    return node_codec.decode_error(result.error) if result.HasField("error") else None

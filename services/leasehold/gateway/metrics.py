@@ -10,14 +10,14 @@ from typing import Final
 from leasehold.api.common.v1 import metrics_service_pb2 as metrics_wire
 from leasehold.api.node.v1 import node_pb2
 from leasehold.core import errors
-from leasehold.core.node import model
+from leasehold.core.node import model, registry_model
 from leasehold.gateway import allocators
 from leasehold.observe import logs, metrics
 from leasehold.rpc import node_documents
 from starlette import requests, responses
 
 #: A scrape has 10 s by default; what the allocators do not tell by then is left out.
-TIMEOUT_SECONDS: Final = 4.0
+TIMEOUT_SECONDS: Final = 3.0
 
 _LINE: Final = re.compile(r"(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?P<labels>\{.*\})?\s")
 _SUFFIXES: Final = ("_bucket", "_sum", "_count")
@@ -31,6 +31,7 @@ class Metrics:
     def __init__(self, registry: metrics.Registry, leader: allocators.Allocators) -> None:
         self._registry = registry
         self._allocators = leader
+        self._timeout_seconds = min(TIMEOUT_SECONDS, leader.timeout_seconds)
         self._up = registry.gauge("leasehold_allocator_up", "1 if a leading allocator answers, else 0").labels()
 
     async def expose(self, request: requests.Request) -> responses.Response:
@@ -45,7 +46,7 @@ class Metrics:
 
     async def _nodes(self) -> list[node_pb2.Node] | None:
         try:
-            nodes, _ = await self._allocators.nodes(timeout_seconds=TIMEOUT_SECONDS)
+            nodes, _ = await self._allocators.nodes(timeout_seconds=self._timeout_seconds)
         except errors.LeaseholdError as error:
             _log.warning("allocator_away", error=error.message)
             return None
@@ -54,7 +55,7 @@ class Metrics:
     async def _leaders(self) -> str:
         try:
             answer: metrics_wire.ExposeMetricsResponse = await self._allocators.call(
-                "ExposeMetrics", metrics_wire.ExposeMetricsRequest(), timeout_seconds=TIMEOUT_SECONDS
+                "ExposeMetrics", metrics_wire.ExposeMetricsRequest(), timeout_seconds=self._timeout_seconds
             )
         except errors.LeaseholdError as error:
             _log.debug("leader_tells_no_metrics", error=error.message)
@@ -73,7 +74,7 @@ def of_nodes(nodes: Iterable[node_pb2.Node]) -> str:
 def _node(registry: metrics.Registry, node: node_documents.Node) -> None:
     name = node["name"]
     state = registry.gauge("leasehold_node_state", "1 at the state that the node is in", ("node", "state"))
-    for each in node_documents.NodeState:
+    for each in registry_model.NodeState:
         state.labels(name, each.value).set(float(node["state"] is each))
     gauges: dict[str, tuple[str, float | None]] = {
         "leasehold_node_report_age_seconds": ("Since its last report", node["last_report_age_seconds"]),

@@ -6,7 +6,7 @@ from typing import Final
 from leasehold.api.node.v1 import node_pb2, order_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.core import errors
-from leasehold.core.node import model
+from leasehold.core.node import model, registry_model
 from leasehold.gateway import allocators, parameters, refusals
 from leasehold.observe import logs
 from leasehold.rpc import budget_documents, node_documents, wire_values
@@ -57,7 +57,7 @@ class NodeMemory(TypedDict):
     """A node's memory and load; `memory` is null where this leader has heard none."""
 
     node: str
-    state: node_documents.NodeState | None
+    state: registry_model.NodeState | None
     last_report_age_seconds: float | None
     memory: node_documents.Memory | None
     load_average: list[float]
@@ -290,7 +290,7 @@ def _without_workers(pool: node_documents.PoolWithWorkers) -> node_documents.Poo
 
 
 def _is_reporting(node: node_documents.Node) -> bool:
-    return node["state"] in (node_documents.NodeState.READY, node_documents.NodeState.DRAINING)
+    return node["state"] in (registry_model.NodeState.READY, registry_model.NodeState.DRAINING)
 
 
 def _totals(nodes: Sequence[node_documents.Node]) -> Totals:
@@ -303,8 +303,8 @@ def _totals(nodes: Sequence[node_documents.Node]) -> Totals:
     available = sum(each["available_bytes"] for each in memories)
     return {
         "nodes": len(nodes),
-        "nodes_ready": sum(each["state"] is node_documents.NodeState.READY for each in nodes),
-        "nodes_lost": sum(each["state"] is node_documents.NodeState.LOST for each in nodes),
+        "nodes_ready": sum(each["state"] is registry_model.NodeState.READY for each in nodes),
+        "nodes_lost": sum(each["state"] is registry_model.NodeState.LOST for each in nodes),
         "pools": len(pools),
         "pools_paused": sum(each["mode"] is model.PoolMode.PAUSED for each in pools),
         "workers_running": sum(each["running"] for each in pools),
