@@ -65,7 +65,8 @@ class LeaderChannel:
         """Call a unary method on the leader: ``call(lambda ch: BudgetServiceStub(ch).GetBudget, request)``.
 
         Raises what the leader answers, as core errors, `NodeUnreachable` too; `Unavailable` (or `NotLeader`) if
-        none answered as a leader within the time, `DeadlineExceeded` if the first that was asked did not answer.
+        none answered as a leader within the time, `DeadlineExceeded` if the first that was asked did not
+        answer.
         """
         deadline = self._clock.now() + timeout_seconds
         failure: errors.Unavailable | None = None
