@@ -215,6 +215,8 @@ class WorkerMemory:
     is_busy: bool | None = None
     #: Grows with each start: the newest has the highest.
     start_number: int = 0
+    #: Whether the kernel keeps it to its limit.
+    is_limit_enforced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
