@@ -91,7 +91,7 @@ def test_a_parameter_that_does_not_fit_is_told_by_its_name(given: dict[str, Any]
         ({"cwd": "{extra}"}, "templates.t.cwd: {extra} is a list"),
         (
             {"preflight": [{"kind": "guess"}]},
-            "templates.t.preflight[0].kind: 'guess' is none of broker, command",
+            "templates.t.preflight[0].kind: 'guess' is none of broker, database",
         ),
         ({"log": {"reopens_on": "NOPE"}}, "templates.t.log.reopens_on: there is no signal 'NOPE'"),
         ({"argv": ["a{b"]}, "templates.t.argv[0]: a single { (write it twice to mean it)"),

@@ -4,6 +4,7 @@ Only files of this host declare them (the built-in ones, and the agent's own con
 reaches the control plane can run anything that the host's administrator did not write down.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -94,7 +95,7 @@ class Depth:
 class Check:
     """What is looked at before a pool's first worker."""
 
-    #: broker or command.
+    #: broker, database (passed over where its variable is not set) or command.
     kind: str
     url_variable: str = ""
     argv: tuple[str, ...] = ()
@@ -177,6 +178,11 @@ def fill_argv(argv: Sequence[str], known: Values) -> list[str]:
 def fill(text: str, known: Values) -> str:
     """A text with its places filled in; a list with commas between."""
     return _filled(text, known)
+
+
+def filled_check(check: Check, known: Values) -> Check:
+    """A check with its places filled in."""
+    return dataclasses.replace(check, argv=tuple(fill_argv(check.argv, known)))
 
 
 def _split(text: str, where: str) -> tuple[str, ...]:
@@ -305,8 +311,8 @@ def _read_depth(section: documents.Section) -> Depth | None:
 
 
 def _read_check(section: documents.Section) -> Check:
-    kind = section.choice("kind", "", ("broker", "command"))
-    if kind == "broker":
+    kind = section.choice("kind", "", ("broker", "database", "command"))
+    if kind in ("broker", "database"):
         check = Check(kind=kind, url_variable=section.text("url_variable"))
     else:
         check = Check(
