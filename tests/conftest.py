@@ -23,4 +23,4 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("leasehold")
 
-pytest_plugins = ["fixtures_servers", "fixtures_allocator"]
+pytest_plugins = ["fixtures_servers", "fixtures_allocator", "fixtures_broker"]

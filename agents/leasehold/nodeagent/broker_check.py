@@ -44,7 +44,7 @@ async def check(
     except TimeoutError:
         return BrokerFailure(
             problem=f"{where.place} did not answer within {timeout_seconds:g} s",
-            advice="packets are dropped, or the broker is stuck: look at the firewall, and at its load",
+            advice="look at the firewall and the broker's load; or one side speaks TLS and the other does not",
         )
     except errors.LeaseholdError as error:
         return BrokerFailure(problem=error.message, advice=_advice(error, where, url_variable))

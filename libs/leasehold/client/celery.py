@@ -59,9 +59,9 @@ def configure(
 ) -> None:
     """Make `app` safe: set each setting that `lint` would find fault with, and cap redeliveries.
 
-    What the application has set that is as safe stays (a lower time limit, a longer visibility timeout). An
-    application that reads its configuration later (``config_from_object``) is set right when it does.
-    `overrides` are settings of Celery, applied first: ``task_time_limit=600``. A task that loses its worker
+    What the application has set that is as safe stays (a lower time limit, a longer visibility timeout), and
+    what is not is replaced, whether it was set before or is read later (``config_from_object``). `overrides`
+    are settings of Celery that stand as they are given: ``task_time_limit=600``. A task that loses its worker
     is run again `redeliveries_max` times; they are counted in the broker, or the result backend, if it is a
     Redis, else at `redelivery_url`. Raises `InvalidArgument` for an unknown setting, or a malformed value.
     """
@@ -75,7 +75,9 @@ def configure(
         app.conf.update(overrides)
         longest = celery_settings.longest_task_seconds(app.conf, {})
         for finding in celery_settings.findings(app.conf, longest_seconds=longest):
-            if finding.wanted is not None and finding.setting.partition(".")[0] not in overrides:
+            setting, option = finding.setting.partition(".")[::2]
+            is_given = setting in overrides and (not option or option in overrides[setting])
+            if finding.wanted is not None and not is_given:
                 app.conf.update(celery_settings.merged(app.conf, finding))
 
     # Also whenever the configuration is read anew, which forgets what was set.
