@@ -7,7 +7,7 @@ only then Postgres: raise the epoch there before the first read, and bring the d
 import asyncio
 from typing import Any, NoReturn
 
-from leasehold.allocator import administration, records, takeover
+from leasehold.allocator import administration, nodes, records, takeover
 from leasehold.allocator import reign as reigns
 from leasehold.core import errors
 from leasehold.etcd import election as elections
@@ -26,6 +26,8 @@ class Leadership:
         self, store: port.Store, keys: records.Keys, *, candidate_id: str, accept_new_etcd: bool = False
     ) -> None:
         self.reign: reigns.Reign | None = None
+        #: The nodes of the present reign.
+        self.nodes: nodes.Nodes | None = None
         self.administration = administration.Administration(store, self.require)
         self._store = store
         self._keys = keys
@@ -41,6 +43,13 @@ class Leadership:
         if reign is None or reign.is_over:
             raise self.not_leader()
         return reign
+
+    def require_nodes(self) -> nodes.Nodes:
+        """The nodes of the present reign; raises `NotLeader`."""
+        reign = self.require()
+        if self.nodes is None or self.nodes.reign is not reign:
+            raise self.not_leader()
+        return self.nodes
 
     def not_leader(self) -> errors.NotLeader:
         """The refusal that names who leads, so far as that is known."""
@@ -62,6 +71,9 @@ class Leadership:
 
     async def _step_down(self) -> None:
         reign, self.reign = self.reign, None
+        known, self.nodes = self.nodes, None
+        if known is not None:
+            known.close(self.not_leader())
         if reign is not None:
             await reign.close(self.not_leader())
 
@@ -76,12 +88,14 @@ class Leadership:
         reign = reigns.Reign(
             epoch, etcd, self._keys, self._store, clock=clocks.MonotonicClock(), boot_clock=clocks.BootClock()
         )
+        known = nodes.Nodes(reign, self._store)
         past = await taking_over.restore(reign)
-        self.reign = reign
+        self.reign, self.nodes = reign, known
         _log.info("leading", epoch=epoch.encode(), budgets=len(reign.core.budgets))
         tasks = [
             asyncio.create_task(reign.run(), name="committer"),
             asyncio.create_task(self._follow_postgres(reign, past), name="postgres"),
+            asyncio.create_task(known.run(self.administration.is_synchronized), name="nodes"),
             asyncio.create_task(_lost(candidacy), name="election"),
         ]
         try:

@@ -5,8 +5,9 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from leasehold.allocator import budget_file, config, leadership, records, servicer
+from leasehold.allocator import budget_file, config, leadership, node_servicer, records, servicer
 from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
+from leasehold.api.node.v1 import node_service_pb2, node_service_pb2_grpc
 from leasehold.core import errors
 from leasehold.etcd import adapter, election
 from leasehold.etcd import port as etcd_port
@@ -21,7 +22,8 @@ HOUSEKEEPING_SECONDS = 600.0
 CONNECT_RETRY_SECONDS = 0.5
 CONNECT_WAIT_SECONDS = 60.0
 
-_SERVICE = budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]
+_BUDGETS = budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]
+_NODES = node_service_pb2.DESCRIPTOR.services_by_name["NodeService"]
 
 _log = logs.get_logger(__name__)
 
@@ -57,7 +59,12 @@ class _Allocator:
         self._server.add(
             budget_service_pb2_grpc.add_BudgetServiceServicer_to_server,
             servicer.BudgetServicer(self._leader, durable, self._server.draining),
-            _SERVICE,
+            _BUDGETS,
+        )
+        self._server.add(
+            node_service_pb2_grpc.add_NodeServiceServicer_to_server,
+            node_servicer.NodeServicer(self._leader, self._server.draining),
+            _NODES,
         )
         metrics_service.add(self._server, registry)
         self._failure: errors.LeaseholdError | None = None
@@ -65,7 +72,7 @@ class _Allocator:
     async def serve(self) -> None:
         # Before etcd is waited for: an address that is refused or taken is told at once.
         await self._server.start()
-        self._server.set_serving(_SERVICE, False)
+        self._set_serving(False)
         async with tasks.BackgroundTasks() as background:
             standing = background.start(self._stand(background), name="leadership", may_end=True)
             # Hands the leadership over before the last calls are done.
@@ -77,6 +84,10 @@ class _Allocator:
             await servers.serve_until_signal(self._server, background)
         if self._failure is not None:
             raise self._failure
+
+    def _set_serving(self, is_serving: bool) -> None:
+        for service in (_BUDGETS, _NODES):
+            self._server.set_serving(service, is_serving)
 
     async def _stand(self, background: tasks.BackgroundTasks) -> None:
         """Campaign and reign until cancelled. What the user must mend ends the service, without a traceback."""
@@ -91,7 +102,7 @@ class _Allocator:
             background.start(self._server.drain(), name="drain", may_end=True)
 
     async def _campaign(self, etcd: etcd_port.EtcdPort) -> None:
-        self._server.set_serving(_SERVICE, True)
+        self._set_serving(True)
         candidate = election.Election(
             etcd,
             self._keys.prefix,

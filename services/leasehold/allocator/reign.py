@@ -59,6 +59,8 @@ class Reign:
         self.news = asyncio.Event()
         #: Holds, once the reign cannot go on, the reason.
         self.ending: asyncio.Future[NoReturn] = asyncio.get_running_loop().create_future()
+        #: Has somebody else watch a process that cannot be seen from here; told through `process_certified`.
+        self.ask_elsewhere: Callable[[processes.ProcessKey], None] = lambda _: None
         self._clock = clock
         self._boot_clock = boot_clock
         self._loop = asyncio.get_running_loop()
@@ -260,8 +262,9 @@ class Reign:
         try:
             self._watch.watch(_identity(process), lambda _: self._process_exited(process))
         except errors.LeaseholdError as error:
-            # Another host or namespace: its death will show as expiry.
+            # Another host or namespace: an agent there may see it, else its death will show as expiry.
             _log.debug("process_not_watched", pid=process.pid, why=error.message)
+            self.ask_elsewhere(process)
             return
         self._watched.add(process)
 
@@ -269,6 +272,10 @@ class Reign:
         self._watched.discard(process)
         if not self._is_over:
             self._feed(lambda: self.core.process_exited(process, self.now()))
+
+    def process_certified(self, process: processes.ProcessKey) -> None:
+        """An agent that can know says that a process is dead."""
+        self._process_exited(process)
 
     def _give_up_connections(self) -> None:
         for session in list(self._sessions.values()):
@@ -279,6 +286,10 @@ class Reign:
     def fence(self, why: str) -> None:
         """A later leader was seen: the reign ends."""
         self._end(errors.StaleEpoch(why))
+
+    def give_up(self, error: Exception) -> None:
+        """Another part of the reign is not to be trusted any more: whoever leads next begins anew."""
+        self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         """The core is not to be trusted any more; what etcd has is, and whoever leads next begins there."""

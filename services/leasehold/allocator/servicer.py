@@ -1,11 +1,11 @@
 """BudgetService on the wire: each method checks its input, asks the leader's reign, and translates."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from leasehold.allocator import holding, leadership, reading
+from leasehold.allocator import calls, holding, leadership, reading
 from leasehold.api.budget.v1 import budget_pb2
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.api.budget.v1 import budget_service_pb2_grpc as wire_grpc
@@ -40,7 +40,7 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
             spec,
             request_id=request.request_id,
             expected_version=request.expected_version,
-            actor=_actor(context),
+            actor=calls.actor(context),
             cause=causes.current() or "",
         )
         return wire.PutBudgetResponse(
@@ -63,7 +63,7 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         self, request: wire.ListBudgetsRequest, context: _Context
     ) -> wire.ListBudgetsResponse:
         """Definitions in force, by name."""
-        size = _page_size(request.page_size, BUDGETS_PAGE_MAX)
+        size = calls.page_size(request.page_size, BUDGETS_PAGE_MAX, PAGE_SIZE)
         core = self._leader.require().core
         names = sorted(name for name in core.names() if name > request.page_token)
         page = names[:size]
@@ -82,7 +82,10 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         """End a budget and its leases."""
         model.checked_budget_name(request.name)
         await self._leader.administration.delete_budget(
-            request.name, request_id=request.request_id, actor=_actor(context), cause=causes.current() or ""
+            request.name,
+            request_id=request.request_id,
+            actor=calls.actor(context),
+            cause=causes.current() or "",
         )
         return wire.DeleteBudgetResponse()
 
@@ -145,7 +148,7 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
             news = reign.news
             yield reading.snapshot(reign, request.budget)
             await asyncio.sleep(WATCH_SECONDS)
-            await _any(news.wait(), self._draining.wait())
+            await calls.first_of(news.wait(), self._draining.wait())
 
     async def ExplainLease(
         self, request: wire.ExplainLeaseRequest, context: _Context
@@ -166,7 +169,7 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         page = await self._store.list_ledger(
             budget=request.budget,
             holder=request.holder,
-            page_size=_page_size(request.page_size, port.PAGE_SIZE_MAX),
+            page_size=calls.page_size(request.page_size, port.PAGE_SIZE_MAX, PAGE_SIZE),
             before_id=_page_token(request.page_token),
         )
         return wire.ListLedgerEntriesResponse(
@@ -183,35 +186,11 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         return reading.planned(request, spec)
 
 
-def _actor(context: _Context) -> str:
-    """Who calls, for the audit log: the name in its certificate, else its address."""
-    certificate = context.auth_context()
-    for kind in ("x509_subject_alternative_name", "x509_common_name"):
-        for name in certificate.get(kind, ()):
-            return f"{name.decode('utf-8', 'replace')} at {context.peer()}"
-    return context.peer()
-
-
-async def _any(*waits: Coroutine[Any, Any, Any]) -> None:
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 def _incarnation(request_id: str) -> str:
     """A request id as an incarnation: what is too short for one is lengthened, the same way each time."""
     if not 1 <= len(request_id) <= 64:
         raise errors.InvalidArgument("request_id: 1 to 64 characters are needed", field="request_id")
     return model.checked_incarnation(request_id.ljust(8, "."), field_name="request_id")
-
-
-def _page_size(asked: int, most: int) -> int:
-    if asked < 0 or asked > most:
-        raise errors.InvalidArgument(f"page_size: {asked} is not in 0 to {most}", field="page_size")
-    return asked or PAGE_SIZE
 
 
 def _page_token(text: str) -> int | None:

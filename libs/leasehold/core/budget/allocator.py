@@ -154,6 +154,11 @@ class Allocator:
             budget.process_exited(process, now)
             self._touched[name] = None
 
+    def processes(self) -> set[processes.ProcessKey]:
+        """Processes that hold leases."""
+        leases = (held for budget in self.budgets.values() for held in budget.book.all_leases())
+        return {held.process for held in leases if held.process is not None}
+
     # Time
 
     def next_deadline(self) -> float:
