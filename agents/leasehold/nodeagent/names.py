@@ -86,6 +86,6 @@ def check_product_names(given: Iterable[str], where: str) -> None:
             continue
         import difflib  # only a mistake needs it
 
-        near = difflib.get_close_matches(name, [*AGENT, *OTHERS], n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name, [*AGENT, *OTHERS], n=1, cutoff=0.85)
         meant = f"; did you mean {near[0]}?" if near else f"; the agent knows {', '.join(sorted(AGENT))}"
         raise errors.InvalidArgument(f"{name} ({where}): there is no such setting{meant}", field=name)
