@@ -38,16 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--state-dir", metavar="FOLDER", help="the agent's state (LEASEHOLD_STATE_DIR)")
     where.add_argument("--socket", metavar="PATH", help="the agent's socket (LEASEHOLD_SOCKET)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser(
-        "workers",
-        parents=[where],
-        allow_abbrev=False,
-        help="run the agent, with its flags, until Ctrl-C; where one runs, start its pools",
-    )
-    commands.add_parser(
-        "worker-status", parents=[where], help="print what the agent knows (--json)"
-    )
-    stop = commands.add_parser("stop-workers", parents=[where], allow_abbrev=False, help="stop the workers of every pool")
+
+    def add(name: str, told: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=[where], allow_abbrev=False, help=told)
+
+    add("workers", "run the agent, with its flags, until Ctrl-C; where one runs, start its pools")
+    add("worker-status", "print what the agent knows; --json for programs")
+    stop = add("stop-workers", "stop the workers of every pool")
     stop.add_argument(
         "--immediate", action="store_true", help="do not wait for running tasks: give them back to their queues"
     )

@@ -77,8 +77,8 @@ class LeaderChannel:
                 raise  # the leader's own answer: no other allocator knows better
             except errors.Unavailable as error:
                 failure = error
-            except errors.DeadlineExceeded:
-                if failure is None:
+            except errors.DeadlineExceeded as error:
+                if failure is None or _is_told(error):
                     raise
                 break  # why the time ran out tells more than that it did
             pause = max(delay, failure.retry_after_seconds or 0.0)
@@ -99,6 +99,8 @@ class LeaderChannel:
         try:
             return await self.call(method, request, timeout_seconds=timeout_seconds)
         except errors.DeadlineExceeded as error:
+            if _is_told(error):
+                raise
             raise errors.Unavailable(
                 f"{self.leader_address} did not answer within {timeout_seconds:g} s"
             ) from error
@@ -143,8 +145,8 @@ class LeaderChannel:
                 if hint and hint != address and hints > 0:
                     hints -= 1
                     untried = [hint, *(each for each in untried if each != hint)]
-            except errors.DeadlineExceeded:
-                if failure is None:
+            except errors.DeadlineExceeded as error:
+                if failure is None or _is_told(error):
                     raise
                 break
             else:
@@ -190,6 +192,11 @@ class LeaderChannel:
 def _is_leaders_own(error: BaseException | None) -> TypeGuard[errors.Unavailable]:
     """Whether a leader said this of a part that it needs."""
     return isinstance(error, errors.Unavailable) and type(error) not in (errors.Unavailable, errors.NotLeader)
+
+
+def _is_told(error: errors.DeadlineExceeded) -> bool:
+    """Whether a server told of a deadline of its own, rather than that this call's has passed."""
+    return bool(error.metadata)
 
 
 def _hint(error: errors.Unavailable) -> str:
