@@ -48,6 +48,19 @@ def test_help_tells_the_exit_codes(arguments: list[str], capsys: pytest.CaptureF
         ["budget", "watch", "llm-api", "--count", "-1"],
         ["budget", "ledger", "--limit", "0"],
         ["budget", "apply"],
+        ["node"],
+        ["node", "drain"],
+        ["node", "explain", "-n", "0"],
+        ["workers", "scale"],
+        ["workers", "scale", "four"],
+        ["workers", "scale", "-1"],
+        ["workers", "scale", "4", "--auto"],
+        ["workers", "scale", "4", "--hold", "0"],
+        ["workers", "scale", "4", "--hold", "nan"],
+        ["workers", "scale", "--auto", "--hold", "5"],
+        ["workers", "logs"],
+        ["workers", "logs", "a_1@b", "-n", "0"],
+        ["workers", "stop", "a_1@b", "--pool", "a"],
         ["up", "--port", "70000"],
         ["up", "--allocators", "0"],
     ],
@@ -56,7 +69,7 @@ def test_wrong_command_line_is_exit_code_2_and_no_data(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(arguments) == 2
-    if arguments not in ([], ["budget"]):  # those print the help
+    if arguments not in ([], ["budget"], ["node"]):  # those print the help
         out, err = capsys.readouterr()
         assert out == ""
         assert "Error: " in err
@@ -86,6 +99,34 @@ def test_holder_name_that_is_none_is_refused_without_a_server(
 ) -> None:
     assert main.run(["budget", *arguments, "--addr", NOWHERE]) == main.EXIT_FAILED
     assert "'a/b' is not a name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["node", "status", "../etc"], "node"),
+        (["node", "drain", "A"], "node"),
+        (["node", "delete", "n" * 64], "node"),
+        (["node", "explain", "r620-1", "--pool", "a/b"], "pool"),
+        (["workers", "list", "--node", "a b"], "node"),
+        (["workers", "scale", "4", "--pool", "../x"], "pool"),
+        (["workers", "start", "--pool", "A"], "pool"),
+        (["workers", "stop", "../../x"], "worker"),
+        (["workers", "stop", "x"], "worker"),
+        (["workers", "logs", "../x_1@r620-1"], "worker"),
+        (["workers", "logs", "a_1@r620-1", "--node", "*"], "node"),
+    ],
+    ids=str,
+)
+def test_node_pool_or_worker_name_that_is_none_is_refused_without_a_server(
+    arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*arguments, "--addr", NOWHERE]) == main.EXIT_FAILED
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"leasehold: {field}: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -134,11 +175,27 @@ def test_address_that_is_none_is_refused_by_the_name_of_its_setting(
         assert "LEASEHOLD_ADDR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["watch", "llm-api"], ["status", "llm-api", "-o", "json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["budget", "list"],
+        ["budget", "watch", "llm-api"],
+        ["budget", "status", "llm-api", "-o", "json"],
+        ["node", "list"],
+        ["node", "status", "r620-1"],
+        ["node", "explain"],
+        ["node", "drain", "r620-1"],
+        ["workers", "list", "-o", "json"],
+        ["workers", "scale", "4"],
+        ["workers", "stop"],
+        ["workers", "logs", "a_1@r620-1"],
+    ],
+    ids=str,
+)
 def test_an_allocator_that_is_away_is_exit_code_3_and_no_data(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran = main.run(["budget", *arguments, "--addr", NOWHERE, "--timeout", "0.2"])
+    ran = main.run([*arguments, "--addr", NOWHERE, "--timeout", "0.2"])
 
     out, err = capsys.readouterr()
     assert ran == main.EXIT_UNREACHABLE
@@ -183,7 +240,9 @@ def test_budget_names_complete_to_nothing_where_no_allocator_answers(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["budget", "plan", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["version"], ["budget", "plan", "--help"], ["workers", "scale", "-h"]]
+)
 def test_what_needs_no_server_starts_quickly_for_it_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from leasehold.cli import main; main.run(sys.argv[1:]); "

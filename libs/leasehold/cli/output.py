@@ -100,7 +100,11 @@ def stream_item(value: Any, wanted: Format) -> None:
 def _yaml(value: Any) -> str:
     import yaml  # commands for people do without
 
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        """Writes an enum's text as the text that it is."""
+
+    Dumper.add_multi_representer(enum.StrEnum, lambda dumper, text: dumper.represent_str(text.value))
+    text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
