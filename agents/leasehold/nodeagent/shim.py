@@ -130,6 +130,16 @@ def counter(table: bytes, name: bytes) -> int | None:
     return None
 
 
+def given_environment() -> dict[bytes, bytes]:
+    """The environment as the agent gave it: Python adds LC_CTYPE to its own where the locale is C."""
+    found = {}
+    for pair in read_small("/proc/self/environ").split(b"\0"):
+        name, is_one, value = pair.partition(b"=")
+        if is_one:
+            found[name] = value
+    return found
+
+
 def close_others() -> None:
     """Close what the agent let through: only the standard streams, the lock and the pipe stay."""
     for name in os.listdir("/proc/self/fd"):
@@ -172,7 +182,7 @@ def become_worker(gate: int, failures: int, log: int, cwd: str, cgroup: str, arg
             except (OSError, ValueError):
                 pass
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        os.execvpe(argv[0], argv, os.environ)
+        os.execvpe(argv[0], argv, given_environment())
     except BaseException as error:
         number = getattr(error, "errno", None) or 0
         os.write(failures, f"{stage}\0{number}\0{getattr(error, 'strerror', None) or error}".encode()[:1024])

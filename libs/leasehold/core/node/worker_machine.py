@@ -230,6 +230,7 @@ class PoolMachine:
             is_late = now >= worker.started_at + START_TIMEOUT_SECONDS
             is_awaited = worker.is_alive and worker.process is None and worker.state is not WorkerState.KILLING
             if is_late and is_awaited:
+                worker.is_replaced = worker.is_replaced or worker.is_live
                 self._kill(now, worker, f"it did not start within {START_TIMEOUT_SECONDS:g} s")
         self._settle(now)
 
