@@ -4,6 +4,7 @@ import re
 
 import fake_fleet
 import gateway_scene
+from leasehold.api.node.v1 import node_pb2
 from leasehold.core import errors
 from leasehold.gateway import metrics
 from leasehold.observe import metrics as observed
@@ -84,6 +85,30 @@ async def test_a_leader_that_tells_no_metrics_is_up_all_the_same() -> None:
 
     assert "leasehold_allocator_up 1\n" in text
     assert "leasehold_calls_total" not in text
+
+
+async def test_a_lost_nodes_last_report_is_not_told_as_what_it_has() -> None:
+    fleet = gateway_scene.two()
+    fleet.states["r620-1"] = node_pb2.NODE_STATE_LOST
+
+    text = await exposed(fleet)
+
+    assert 'leasehold_node_state{node="r620-1",state="lost"} 1\n' in text
+    assert 'leasehold_node_report_age_seconds{node="r620-1"} 0.8\n' in text
+    assert 'leasehold_pool_workers{node="r620-1"' not in text
+    assert 'leasehold_pool_workers{node="r620-2"' in text
+
+
+async def test_no_node_of_a_large_fleet_is_lost_in_the_exposition() -> None:
+    hosts = [fake_fleet.FakeHost(f"n{number:04}") for number in range(1_000)]
+    for host in hosts:
+        host.add_pool("a", 3)
+
+    text = await exposed(fake_fleet.FakeFleet(*hosts))
+
+    assert text.count("leasehold_node_state{") == 4_000
+    assert text.count("leasehold_worker_held_bytes{") == 3_000
+    assert "_other" not in text
 
 
 def test_families_of_several_texts_are_told_once_and_a_series_that_recurs_is_the_firsts() -> None:

@@ -135,10 +135,17 @@ Series = TypeVar("Series", bound=_Series)
 
 
 class Metric(Generic[Series]):
-    """One metric: a series for each combination of label values, at most 2,000; the rest share ``_other``."""
+    """One metric: a series for each combination of label values, so many at most; the rest share ``_other``."""
 
     def __init__(
-        self, kind: str, name: str, description: str, label_names: Sequence[str], make: Callable[[], Series]
+        self,
+        kind: str,
+        name: str,
+        description: str,
+        label_names: Sequence[str],
+        make: Callable[[], Series],
+        *,
+        series_max: int = _SERIES_MAX,
     ) -> None:
         for text in (name, *label_names):
             if not _NAME.fullmatch(text):
@@ -148,6 +155,7 @@ class Metric(Generic[Series]):
         self.description = description
         self.label_names = tuple(label_names)
         self._make = make
+        self._series_max = series_max
         self._lock = threading.Lock()
         self._series: dict[tuple[str, ...], Series] = {}
 
@@ -159,7 +167,7 @@ class Metric(Generic[Series]):
         if len(values) != len(self.label_names):
             raise errors.InvalidArgument(f"{self.name} has the labels {self.label_names}", field="labels")
         with self._lock:
-            if values not in self._series and values and len(self._series) >= _SERIES_MAX:
+            if values not in self._series and values and len(self._series) >= self._series_max:
                 values = (_OVERFLOW,) * len(values)
             return self._series.setdefault(values, self._make())
 
@@ -178,19 +186,27 @@ class Metric(Generic[Series]):
 
 
 class Registry:
-    """All metrics of a process. Asking again for a name gives the same metric; another kind is refused."""
+    """All metrics of a process. Asking again for a name gives the same metric; another kind is refused.
 
-    def __init__(self) -> None:
+    A metric has at most `series_max` series; what is more shares one.
+    """
+
+    def __init__(self, *, series_max: int = _SERIES_MAX) -> None:
+        self._series_max = series_max
         self._lock = threading.Lock()
         self._metrics: dict[str, Metric[Any]] = {}
 
     def counter(self, name: str, description: str, label_names: Sequence[str] = ()) -> Metric[CounterSeries]:
         """A metric that only grows; its name ends in ``_total``."""
-        return self._add(Metric("counter", name, description, label_names, CounterSeries))
+        return self._add(
+            Metric("counter", name, description, label_names, CounterSeries, series_max=self._series_max)
+        )
 
     def gauge(self, name: str, description: str, label_names: Sequence[str] = ()) -> Metric[GaugeSeries]:
         """A metric that goes up and down."""
-        return self._add(Metric("gauge", name, description, label_names, GaugeSeries))
+        return self._add(
+            Metric("gauge", name, description, label_names, GaugeSeries, series_max=self._series_max)
+        )
 
     def histogram(
         self,
@@ -204,7 +220,16 @@ class Registry:
         bounds = tuple(bounds)
         if not bounds or any(not low < high for low, high in itertools.pairwise((*bounds, math.inf))):
             raise errors.InvalidArgument(f"the bounds of {name} do not rise", field="bounds")
-        return self._add(Metric("histogram", name, description, label_names, lambda: HistogramSeries(bounds)))
+        return self._add(
+            Metric(
+                "histogram",
+                name,
+                description,
+                label_names,
+                lambda: HistogramSeries(bounds),
+                series_max=self._series_max,
+            )
+        )
 
     def expose(self) -> str:
         """Everything, in Prometheus' text format (`CONTENT_TYPE`), by name."""
