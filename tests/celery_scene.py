@@ -79,7 +79,6 @@ class CeleryWorker:
         found = [json.loads(path.read_text()) for path in self.run_dir.glob("activity.*.json")]
         return {each["pid"]: each for each in found}
 
-    @property
     def is_busy(self) -> bool:
         """As the agent sees it."""
         living = {self.main, *self.children}

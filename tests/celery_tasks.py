@@ -14,7 +14,12 @@ import redis
 from leasehold.client import celery as leasehold_celery
 
 app = celery.Celery("celery_tasks", broker=os.environ.get("CELERY_BROKER_URL", "redis://127.0.0.1:1/0"))
-leasehold_celery.configure(app, redeliveries_max=2, **json.loads(os.environ.get("TASKS_SETTINGS", "{}")))
+leasehold_celery.configure(
+    app,
+    redeliveries_max=2,
+    redelivery_url=os.environ.get("TASKS_REDELIVERY_URL"),
+    **json.loads(os.environ.get("TASKS_SETTINGS", "{}")),
+)
 
 
 def _ledger() -> "redis.Redis":
@@ -42,7 +47,7 @@ def poison(key: str) -> None:
 
 @app.task  # type: ignore[untyped-decorator]
 @leasehold_celery.budgeted(
-    "llm-api",
+    os.environ.get("TASKS_BUDGET", "llm-api"),
     tokens=lambda key, tokens, used: tokens,
     wait_seconds=float(os.environ.get("TASKS_WAIT_SECONDS", "20")),
     retry_seconds=0.5,

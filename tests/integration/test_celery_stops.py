@@ -104,6 +104,8 @@ async def test_a_task_whose_process_is_killed_runs_again(scene: CeleryScene) -> 
     scene.open("a")
 
     await scene.until_count("completed", "a")
+    await until(lambda: not worker.is_busy(), "nothing runs")
+    assert child in worker.activity(), "what a killed process had told is known by its PID and start"
     worker.send("TERM")
     assert await worker.ended() == 0
     assert (scene.count("completed", "a"), scene.queued(), scene.unacknowledged()) == (1, 0, 0)
