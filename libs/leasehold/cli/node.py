@@ -154,3 +154,26 @@ def delete(
         name = names.node(allocator, node)
         allocator.call("DeleteNode", wire.DeleteNodeRequest(name=name))
     output.lines([f"node {name} deleted"])
+
+
+@app.command()
+def plan(
+    file: Annotated[str, typer.Option("-f", "--file", help="JSON document, - for standard input")] = "-",
+    form: options.Output = output.Format.JSON,
+) -> None:
+    """Rehearse the sizing of a pool: memory and workers in, the optimal number and reasons out. Needs no host.
+
+    Only the available memory is required: {"formula": "managed", "available_gb": 32.1, "reserve_gb": 4,
+    "worker_limit_gb": 6, "threshold_gb": 12, "min": 2, "max": 8, "workers": [{"held_gb": 3.5, "state":
+    "running"}]}. A GB is 2**30 bytes.
+    """
+    from leasehold.cli import documents
+    from leasehold.core.node import plan as plans
+
+    answer = plans.run(documents.read_plan(file))
+    if form is NAME:
+        output.lines([str(answer["optimal"])])
+    elif form is TABLE:
+        output.lines([f"optimal  {answer['optimal']}", *(f"  {reason}" for reason in answer["reasons"])])
+    else:
+        output.data(answer, form)

@@ -144,6 +144,7 @@ class Governor:
             return
         for each in self._pools.values():
             each.desired = each.least if each.mode is model.PoolMode.PAUSED else None
+            each.is_told = False
         self._check(now, "DRAIN")
 
     def reconfigure(self, now: float, host: settings.HostSettings, pools: Sequence[model.PoolSpec]) -> None:
@@ -221,10 +222,10 @@ class Governor:
         self._set_optima(room)
         if self._is_draining:
             return
-        shares = self._shares(room)
+        shares, borne = self._shares(room)
         deficit = self._deficit(room)
         for pool in self._pools.values():
-            self._shrink(now, pool, room, shares[pool.name], deficit, trigger)
+            self._shrink(now, pool, room, shares[pool.name], borne[pool.name], deficit, trigger)
         self._grow(now, room, shares, trigger)
 
     def _room(self, memory: model.MemorySample) -> sizing.Room:
@@ -238,9 +239,14 @@ class Governor:
             bound = pool.spec.threshold_bytes + (self.host.hysteresis_bytes if pool.is_low else 0)
             pool.is_low = room.judged < bound
 
-    def _divide(self, room: sizing.Room, claims: Sequence[division.Claim]) -> division.Division:
-        """The division, less one worker of the lowest pool whose threshold is not met."""
-        found = division.divide(claims, room.divisible)
+    def _divide(
+        self, room: sizing.Room, claims: Sequence[division.Claim], *, borne_bytes: int = 0
+    ) -> division.Division:
+        """The division, less one worker of the lowest pool whose threshold is not met.
+
+        A deficit of `borne_bytes` is overlooked.
+        """
+        found = division.divide(claims, room.divisible + borne_bytes)
         workers = dict(found.workers)
         by_rank = sorted(claims, key=lambda each: (each.priority, each.pool))
         for each in by_rank:
@@ -255,8 +261,8 @@ class Governor:
         for pool in self._pools.values():
             pool.optimal = found.workers[pool.name]
 
-    def _shares(self, room: sizing.Room) -> Mapping[str, int]:
-        """What each pool may have, as persons have ordered."""
+    def _shares(self, room: sizing.Room) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """What each pool may have, as persons have ordered; and what it may keep, the hysteresis overlooked."""
         claims = []
         for pool in self._pools.values():
             own = division.claim(pool.spec, pool.depth)
@@ -275,7 +281,7 @@ class Governor:
         found = self._divide(room, claims)
         for pool in self._pools.values():
             pool.is_overcommitted = pool.name in found.overcommitted
-        return found.workers
+        return found.workers, self._divide(room, claims, borne_bytes=self.host.hysteresis_bytes).workers
 
     def _deficit(self, room: sizing.Room) -> int:
         """By how much the live workers' limits are more than there is, in bytes; below 0: room is left."""
@@ -291,45 +297,40 @@ class Governor:
         pool: pool_sizing.PoolSizing,
         room: sizing.Room,
         share: int,
+        borne: int,
         deficit: int,
         trigger: str,
     ) -> None:
         """Have fewer, once the reason has lasted."""
-        reasons = self._reasons(pool, room, share)
         pool.equal_checks = pool.equal_checks + 1 if share == pool.last_share else 1
         pool.last_share = share
         if pool.mode not in pool_sizing.SIZED_MODES:
             return
-        pool.reasons = tuple(reasons)
+        pool.reasons = tuple(self._reasons(pool, room, share))
         if pool.desired is None or share >= pool.wanted:
             pool.deficit_checks = 0
             return
+        hysteresis = amounts.text(self.host.hysteresis_bytes)
         is_short = deficit > self.host.hysteresis_bytes
-        if is_short or pool.is_low:
+        if is_short or (pool.is_low and borne < pool.wanted):
             pool.deficit_checks += 1
-            lasted = pool.deficit_checks >= DEFICIT_CHECKS
-            why = (
-                f"{amounts.text(deficit)} short, more than the hysteresis of "
-                f"{amounts.text(self.host.hysteresis_bytes)}"
-                if is_short
-                else sizing.below_threshold(room, pool.spec.threshold_bytes)
-            )
-            pool.reasons += (f"{why}, at {pool.deficit_checks} of {DEFICIT_CHECKS} checks running",)
-        elif deficit > 0 or pool.mode is model.PoolMode.MANUAL:
-            pool.deficit_checks = 0
-            pool.reasons += (
-                f"stays at {pool.wanted}: {amounts.text(max(0, deficit))} short, which the hysteresis of "
-                f"{amounts.text(self.host.hysteresis_bytes)} bears",
-            )
-            return
+            has_lasted = pool.deficit_checks >= DEFICIT_CHECKS
+            if is_short:
+                why = f"{amounts.text(deficit)} short, more than the hysteresis of {hysteresis}"
+            else:
+                # The threshold alone takes one; that the noise also takes another is borne.
+                share, why = borne, sizing.below_threshold(room, pool.spec.threshold_bytes)
+            told = f"{why}, at {pool.deficit_checks} of {DEFICIT_CHECKS} checks running"
+        elif deficit > 0 or pool.is_low or pool.mode is model.PoolMode.MANUAL:
+            pool.deficit_checks, has_lasted = 0, False
+            short = amounts.text(max(0, deficit))
+            told = f"stays at {pool.wanted}: {short} short, which the hysteresis of {hysteresis} bears"
         else:
-            pool.deficit_checks = 0
-            lasted = pool.equal_checks >= EQUAL_CHECKS
-            pool.reasons += (
-                f"others need the memory more, at {min(pool.equal_checks, EQUAL_CHECKS)} of {EQUAL_CHECKS} "
-                "equal checks",
-            )
-        if lasted:
+            pool.deficit_checks, has_lasted = 0, pool.equal_checks >= EQUAL_CHECKS
+            equal = min(pool.equal_checks, EQUAL_CHECKS)
+            told = f"others need the memory more, at {equal} of {EQUAL_CHECKS} equal checks"
+        pool.reasons += (told,)
+        if has_lasted:
             self._resize(now, pool, share, trigger, is_urgent=False, room=room)
             pool.deficit_checks = 0
 
@@ -341,13 +342,11 @@ class Governor:
         is_frozen = self._pressure.level >= pressure.Pressure.FREEZE
         for pool in sorted(self._pools.values(), key=lambda each: (-each.spec.priority, each.name)):
             share = shares[pool.name]
+            is_first, pool.is_told = not pool.is_told, True
             if pool.desired is None:
                 # At the start what runs is kept, and judged by the checks that follow.
-                pool.desired = max(pool.live, pool.least) if pool.mode in pool_sizing.SIZED_MODES else pool.most
+                pool.desired = max(pool.live, pool.least)
                 left -= max(0, pool.desired - pool.live) * pool.spec.worker_limit_bytes
-                is_first = True
-            else:
-                is_first = False
             goal = pool.wanted
             if pool.mode in pool_sizing.SIZED_MODES:
                 floor = min(share, pool.least)
@@ -507,7 +506,7 @@ class Governor:
             if room is not None
             else {},
         )
-        pool.desired = desired
+        pool.desired, pool.is_told = desired, True
         pool.decisions.append(decision)
         self._effects.append(governor_effects.Resize(pool.name, desired, is_urgent, decision))
 

@@ -44,6 +44,8 @@ class PoolSizing:
         self.workers: list[model.WorkerMemory] = []
         #: None: nothing was decided yet.
         self.desired: int | None = None if spec.is_auto_scaling else spec.min_workers
+        #: Whether anybody was told of `desired`.
+        self.is_told = False
         self.optimal = spec.min_workers
         self.is_overcommitted = False
         #: Below the threshold; cleared so much higher.
