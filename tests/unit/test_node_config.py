@@ -214,3 +214,19 @@ def test_every_variable_of_the_product_is_known() -> None:
     partial = {"LEASEHOLD_TLS", "LEASEHOLD_GATEWAY_TLS"}
 
     assert sorted(found - partial - set(names.AGENT) - names.OTHERS) == []
+
+
+@pytest.mark.parametrize("path", ["agents/leasehold/nodeagent/example-agent.yaml", "deploy/agent.example.yaml"])
+def test_the_examples_are_sound(tmp_path: Path, path: str) -> None:
+    loaded = load(tmp_path, (ROOT / path).read_text("utf-8"))
+
+    assert loaded.pools
+    mins = sum(pool.spec.min_workers * pool.spec.worker_limit_bytes for pool in loaded.pools)
+    total = loaded.host.memory_budget_bytes or 64 * GIB
+    assert mins + loaded.host.reserve_bytes <= total
+
+
+def test_the_drain_deadline_of_celery_is_its_task_limit_and_half_a_minute(tmp_path: Path) -> None:
+    loaded = load(tmp_path, (ROOT / "deploy/agent.example.yaml").read_text("utf-8"))
+
+    assert loaded.drain_seconds() == 3_630.0

@@ -83,10 +83,17 @@ class Config:
     files: tuple[pathlib.Path, ...]
 
     def drain_seconds(self) -> float:
-        """How long a drain may take."""
+        """How long a drain waits for running tasks, before tasks are given back: what is set, else the longest."""
         if self.drain_deadline_seconds is not None:
             return self.drain_deadline_seconds
-        return max((pool.spec.stop.deadline_seconds() for pool in self.pools), default=0.0)
+        return max((_waits_for_tasks(pool.spec.stop) for pool in self.pools), default=0.0)
+
+
+def _waits_for_tasks(stop: model.StopContract) -> float:
+    """Seconds of the steps before an immediate stop begins; of all, where it begins with the first."""
+    if not stop.immediate_step:
+        return stop.deadline_seconds()
+    return stop.deadline_seconds() - stop.deadline_seconds(is_immediate=True)
 
 
 def load(

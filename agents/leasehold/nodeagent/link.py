@@ -83,6 +83,7 @@ class Link:
         self._ttl_seconds = 0.0
         self._told_revision = -1
         self._is_leaving = False
+        self._has_overtaken = False
         self._is_left = asyncio.Event()
         #: Why the allocator refuses this node; empty: it does not.
         self.problem = ""
@@ -162,8 +163,10 @@ class Link:
             _log.error("node_refused", address=address, reason=error.reason, message=error.message)
         self.problem = error.message
         known = error.metadata.get("incarnation", "")
-        if isinstance(error, errors.NodeSuperseded) and known.isascii() and known.isdigit():
-            # The folder's lock is this process's, so the other one is an earlier life of this host's agent.
+        if isinstance(error, errors.NodeSuperseded) and known.isdecimal() and not self._has_overtaken:
+            # The folder's lock is this process's, so the other one is rather an earlier life of this host's agent,
+            # of a folder that came back from a copy. Once only: two hosts of one id must not fight for ever.
+            self._has_overtaken = True
             self._record.supersede(int(known))
         await asyncio.sleep(REFUSED_SECONDS * self._rng.uniform(0.5, 1.0))
 

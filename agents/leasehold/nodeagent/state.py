@@ -115,7 +115,7 @@ def _locked(path: Path) -> int:
         owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise errors.FailedPrecondition(
-            f"another agent (PID {owner}) uses {path.parent}", metadata={"pid": owner}
+            f"already running, PID {owner}, on {path.parent}", metadata={"pid": owner}
         ) from None
     try:
         os.ftruncate(descriptor, 0)
