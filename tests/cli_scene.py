@@ -76,13 +76,14 @@ class Up:
         return self.process.wait(PATIENCE_SECONDS)
 
 
-def port_flags(replicas: int = 1) -> tuple[list[str], list[str]]:
-    """Flags with free ports, and the allocators' addresses."""
+def port_flags(replicas: int = 1, *, has_parts: bool = False) -> tuple[list[str], list[str]]:
+    """Flags with free ports, and the allocators' addresses. `has_parts`: with a gateway and an agent."""
     first = ports.free_port()
     while not all(_is_free(first + number) for number in range(1, replicas)):
         first = ports.free_port()
     flags = [f"--port={first}", f"--allocators={replicas}"]
-    flags += [f"--{name}-port={ports.free_port()}" for name in ("etcd", "etcd-peer", "postgres")]
+    flags += [f"--{name}-port={ports.free_port()}" for name in ("etcd", "etcd-peer", "postgres", "http")]
+    flags += [] if has_parts else ["--no-agent", "--no-gateway"]
     return flags, [f"127.0.0.1:{first + number}" for number in range(replicas)]
 
 
@@ -142,9 +143,11 @@ def up(
     replicas: int = 1,
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
+    has_parts: bool = False,
 ) -> Iterator[Up]:
     """`leasehold up` on free ports, once it has told where everything is; stopped at the end of the block."""
-    flags, addresses = port_flags(replicas)
+    flags, addresses = port_flags(replicas, has_parts=has_parts)
+    lines = LINES_TOLD + 4 if has_parts else LINES_TOLD
     with spawned(data_dir, *flags, *arguments, env=env, prefix=prefix) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -152,7 +155,7 @@ def up(
         reader = threading.Thread(target=said.extend, args=(process.stderr,))
         reader.start()
         try:
-            told = [process.stdout.readline().rstrip("\n") for _ in range(LINES_TOLD)]
+            told = [process.stdout.readline().rstrip("\n") for _ in range(lines)]
             assert all(told), f"up ended before it was up: {said}"
             yield Up(process, data_dir, addresses, told, said)
         finally:

@@ -83,7 +83,7 @@ class Config:
     files: tuple[pathlib.Path, ...]
 
     def drain_seconds(self) -> float:
-        """How long a drain waits for running tasks, before tasks are given back: what is set, else the longest."""
+        """How long a drain waits for running tasks, before they are given back: as set, else the longest."""
         if self.drain_deadline_seconds is not None:
             return self.drain_deadline_seconds
         return max((_waits_for_tasks(pool.spec.stop) for pool in self.pools), default=0.0)
@@ -246,13 +246,14 @@ def _build(
     state_dir = agent_paths.state_dir(found.get("LEASEHOLD_STATE_DIR"), inherited)
     drain = found.get("LEASEHOLD_DRAIN_DEADLINE_SECONDS")
     cgroup = found.get("LEASEHOLD_WORKERS_CGROUP")
+    socket_text = found.get("LEASEHOLD_SOCKET", "")
     return Config(
         node=model.checked_node_name(found.get("LEASEHOLD_NODE") or default_node(), field_name="node"),
         labels=labels,
         state_dir=state_dir,
-        socket=pathlib.Path(
-            found.get("LEASEHOLD_SOCKET", "").removeprefix("unix:") or state_dir / "agent.sock"
-        ),
+        socket=pathlib.Path(socket_text.removeprefix("unix:")).absolute()
+        if socket_text
+        else agent_paths.default_socket(state_dir),
         addresses=_addresses(merged.get("LEASEHOLD_ADDR")),
         tls_files=_tls(found),
         workers_cgroup=pathlib.Path(cgroup) if cgroup else None,

@@ -164,8 +164,8 @@ class Link:
         self.problem = error.message
         known = error.metadata.get("incarnation", "")
         if isinstance(error, errors.NodeSuperseded) and known.isdecimal() and not self._has_overtaken:
-            # The folder's lock is this process's, so the other one is rather an earlier life of this host's agent,
-            # of a folder that came back from a copy. Once only: two hosts of one id must not fight for ever.
+            # The folder's lock is this process's, so the other one is rather an earlier life of this host's
+            # agent, and the folder came back from a copy. Once: two hosts of one id must not fight for ever.
             self._has_overtaken = True
             self._record.supersede(int(known))
         await asyncio.sleep(REFUSED_SECONDS * self._rng.uniform(0.5, 1.0))

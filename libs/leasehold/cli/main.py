@@ -118,21 +118,39 @@ def up(
             help="YAML file of budgets, followed while it changes",
         ),
     ] = None,
+    http_port: Annotated[int, typer.Option(help="Port of the gateway", min=1, max=65535)] = 8000,
+    has_gateway: Annotated[bool, typer.Option("--gateway/--no-gateway", help="Serve HTTP, too")] = True,
+    agent_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="LEASEHOLD_AGENT_CONFIG",
+            help="YAML file of this host's worker pools, followed while it changes; else a tiny example",
+        ),
+    ] = None,
+    has_agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Run an agent, too")] = True,
 ) -> None:
-    """Start etcd, Postgres and an allocator, until Ctrl-C.
+    """Start etcd, Postgres, an allocator, the gateway and an agent, until Ctrl-C.
 
-    All on this machine and on loopback; not for production. Your own servers are used instead where
+    All on this machine and on loopback; not for production. The agent's workers end with it, their tasks given
+    back where their template can. Your own servers are used instead where
     LEASEHOLD_ETCD_ENDPOINTS (host:port,host:port) or LEASEHOLD_POSTGRES_DSN (a connection string) is set. A
     new folder gets an example budget, llm-api, for WORKER_COUNT workers, else 4.
     """
     from leasehold.cli import up as ups
+    from leasehold.cli import up_parts
 
     try:
+        wanted = up_parts.Wanted(
+            http_port=http_port if has_gateway else None,
+            agent_config=up_parts.agent_config(agent_config) if has_agent else None,
+        )
         ups.up(
             ups.folder(data_dir),
             ports=ups.Ports(port, etcd_port, etcd_peer_port, postgres_port),
             replicas=allocators,
             budgets_file=budgets,
+            wanted=wanted,
         )
     except errors.Unavailable as error:  # a part did not come up: that is no allocator out of reach
         output.fail(error)

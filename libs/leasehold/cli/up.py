@@ -17,7 +17,7 @@ from types import FrameType
 import typer
 from leasehold import devstack
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
-from leasehold.cli import connection, documents, output
+from leasehold.cli import connection, documents, output, up_parts
 from leasehold.client import environment
 from leasehold.core import errors
 from leasehold.core.budget import model
@@ -28,10 +28,11 @@ from leasehold.runtime import budgets_yaml
 READY_SECONDS = 30.0
 READY_CALL_SECONDS = 1.0
 DEFINE_SECONDS = 10.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 90.0
 LOOK_SECONDS = 0.2
 
 EXIT_INTERRUPTED = 130
+NOTHING_MORE = up_parts.Wanted()
 EXAMPLE = pathlib.Path(__file__).with_name("example-budgets.yaml")
 #: The embedded etcd is started with this bound; one of the user's has etcd's own default.
 ETCD_TXN_OPS_MAX = 4096
@@ -46,8 +47,8 @@ class Ports:
     etcd_peer: int
     postgres: int
 
-    def check(self, replicas: int) -> None:
-        """Raise `FailedPrecondition`, naming port, holder and flag, if an allocator's is taken.
+    def check(self, replicas: int, http: int | None = None) -> None:
+        """Raise `FailedPrecondition`, naming port, holder and flag, if an allocator's (or `http`) is taken.
 
         `InvalidArgument` if another flag gives the same. The servers' ports are the stack's to check.
         """
@@ -56,6 +57,11 @@ class Ports:
             self.etcd_peer: "--etcd-peer-port",
             self.postgres: "--postgres-port",
         }
+        if http is not None:
+            if http in others:
+                raise errors.InvalidArgument(f"--http-port: {http} is {others[http]} too", field="--http-port")
+            others[http] = "--http-port"
+            devports.check_free(http, "--http-port")
         for port in range(self.allocator, self.allocator + replicas):
             if port in others:
                 raise errors.InvalidArgument(
@@ -83,7 +89,14 @@ def folder(given: str | None) -> pathlib.Path:
     return pathlib.Path(state) / "leasehold" / "up"
 
 
-def up(data_dir: pathlib.Path, *, ports: Ports, replicas: int, budgets_file: str | None) -> None:
+def up(
+    data_dir: pathlib.Path,
+    *,
+    ports: Ports,
+    replicas: int,
+    budgets_file: str | None,
+    wanted: up_parts.Wanted = NOTHING_MORE,
+) -> None:
     """Start everything, say where it is, and stop it on SIGINT, SIGTERM or SIGHUP.
 
     Raises `InvalidArgument` for a wrong setting, `FailedPrecondition` for a folder in use or a port taken,
@@ -93,7 +106,7 @@ def up(data_dir: pathlib.Path, *, ports: Ports, replicas: int, budgets_file: str
     owner = devstack.find_owner(data_dir)
     if owner is not None:
         raise errors.FailedPrecondition(f"already running, PID {owner.pid}, on {data_dir}")
-    ports.check(replicas)
+    ports.check(replicas, wanted.http_port)
     stack = devstack.Stack(
         data_dir,
         announce=output.say,
@@ -105,19 +118,36 @@ def up(data_dir: pathlib.Path, *, ports: Ports, replicas: int, budgets_file: str
     is_up = False
     with _stop_signals() as stop:
         try:
-            with stack:
+            with stack, contextlib.ExitStack() as parts:
                 try:
                     children = _start_allocators(stack, addresses, budgets_file)
                     _define(examples, addresses)
-                    _tell(data_dir, addresses, stack)
+                    others = _start_parts(stack, wanted, addresses, parts)
+                    _tell(data_dir, addresses, stack, wanted)
                     is_up = True
-                    _wait_for_an_end(stop, stack, children)
+                    _wait_for_an_end(stop, stack, children, others)
                 finally:
                     stop.ignore_more()
         except _Stopped:
             output.say(f"stopped; the data stay in {data_dir}")
             if not is_up:
                 raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _start_parts(
+    stack: devstack.Stack, wanted: up_parts.Wanted, addresses: list[str], parts: contextlib.ExitStack
+) -> list[devstack.Child]:
+    """The gateway and the agent; `parts` stops the agent, whose workers need longer than a server to end."""
+    started: list[devstack.Child] = []
+    if wanted.http_port is not None:
+        started.append(up_parts.start_gateway(stack, wanted.http_port, addresses))
+    if wanted.agent_config is not None:
+        parts.callback(up_parts.end_leftovers, stack.data_dir)
+        agent = up_parts.spawn_agent(stack, wanted.agent_config, addresses)
+        parts.callback(agent.stop, up_parts.AGENT_STOP_SECONDS)
+        up_parts.wait_for_agent(agent, stack.data_dir)
+        started.append(agent)
+    return started
 
 
 class _Stopped(KeyboardInterrupt):
@@ -226,12 +256,20 @@ def _define(specs: tuple[model.BudgetSpec, ...], addresses: list[str]) -> None:
             allocator.call("PutBudget", wire.PutBudgetRequest(budget=budget_codec.encode_budget(spec)))
 
 
-def _tell(data_dir: pathlib.Path, addresses: list[str], stack: devstack.Stack) -> None:
+def _tell(data_dir: pathlib.Path, addresses: list[str], stack: devstack.Stack, wanted: up_parts.Wanted) -> None:
     etcd = " ".join(f"http://{endpoint}" for endpoint in stack.etcd_endpoints)
     command, addr = _program(), _addr_option(addresses)
+    parts, more = [], []
+    if wanted.http_port is not None:
+        parts.append(f"gateway    http://{devports.HOST}:{wanted.http_port}")
+        more.append(f"  curl http://{devports.HOST}:{wanted.http_port}/monitoring/status")
+    if wanted.agent_config is not None:
+        parts.append(f"agent      unix:{up_parts.agent_socket(data_dir)}")
+        more.append(f"  {command} workers list{addr}")
     output.lines(
         [
             f"allocator  {' '.join(f'grpc://{address}' for address in addresses)}",
+            *parts,
             f"etcd       {etcd}",
             f"Postgres   {_without_password(stack.postgres_dsn)}",
             f"data       {data_dir}",
@@ -239,6 +277,7 @@ def _tell(data_dir: pathlib.Path, addresses: list[str], stack: devstack.Stack) -
             f"  {command} budget list{addr}",
             f"  {command} budget watch llm-api{addr}",
             f"  {command} budget status llm-api -o json{addr}",
+            *more,
         ]
     )
 
@@ -269,21 +308,30 @@ def _without_password(dsn: str) -> str:
     return f"postgresql://{user}{where}/{parts.get('dbname', '')}"
 
 
-def _wait_for_an_end(stop: _StopSignals, stack: devstack.Stack, children: list[devstack.Child]) -> None:
-    """Until a signal, or until a server or the last allocator ends by itself, which is an error."""
+def _wait_for_an_end(
+    stop: _StopSignals, stack: devstack.Stack, children: list[devstack.Child], others: list[devstack.Child]
+) -> None:
+    """Until a signal, or until a part or the last allocator ends by itself, which is an error."""
     running = list(children)
     while not stop.is_stopping.wait(LOOK_SECONDS):
         if stack.etcd is not None and not stack.etcd.is_running:
             raise errors.Unavailable(f"etcd ended by itself; its log is in {stack.data_dir / 'etcd'}")
         if stack.postgres is not None and not stack.postgres.is_running:
             raise errors.Unavailable(f"Postgres ended by itself; its log is in {stack.data_dir / 'postgres'}")
+        for child in others:
+            if not child.is_running:
+                raise errors.Unavailable(_told_end(child))
         for child in [child for child in running if not child.is_running]:
             running.remove(child)
-            ended = f"{child.name} ended by itself, exit code {child.exit_code}; its log is {child.log_path}"
+            ended = _told_end(child)
             if not running:
                 raise errors.Unavailable(ended)
             output.say(f"{ended}; {len(running)} of {len(children)} allocators go on")
     raise _Stopped  # the exception of the signal itself was lost, inside a callback of a library
+
+
+def _told_end(child: devstack.Child) -> str:
+    return f"{child.name} ended by itself, exit code {child.exit_code}; its log is {child.log_path}"
 
 
 def down(data_dir: pathlib.Path) -> None:
@@ -296,8 +344,11 @@ def down(data_dir: pathlib.Path) -> None:
         output.lines([f"stopped leasehold up, PID {pid}"])
         return
     ended = devstack.end_leftovers(data_dir, announce=output.say)
+    has_ended_workers = up_parts.end_leftovers(data_dir)
     if ended:
         names = ", ".join(record.name for record in ended)
         output.lines([f"ended what a killed leasehold up had left: {names}"])
+    elif has_ended_workers:
+        output.lines(["ended the workers that a killed leasehold up had left"])
     else:
         output.lines(["nothing is running"])

@@ -1,7 +1,9 @@
 """Where the agent of this host keeps its state, and where it listens: the same for it and for who asks it."""
 
+import hashlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Final
 
@@ -11,6 +13,8 @@ STATE_DIR_VARIABLE: Final = "LEASEHOLD_STATE_DIR"
 SOCKET_VARIABLE: Final = "LEASEHOLD_SOCKET"
 SOCKET_NAME: Final = "agent.sock"
 
+# sun_path holds 108 bytes with its terminator.
+_PATH_BYTES_MAX: Final = 107
 _OF_ROOT: Final = pathlib.Path("/var/lib/leasehold/agent")
 
 
@@ -38,8 +42,17 @@ def socket_path(
     given_state_dir: str | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> pathlib.Path:
-    """The agent's socket: as given, else of ``LEASEHOLD_SOCKET``, else ``agent.sock`` in the state folder."""
+    """The agent's socket: as given, else of ``LEASEHOLD_SOCKET``, else that of the state folder."""
     chosen = given or environment.get(SOCKET_VARIABLE, "").strip()
     if chosen:
         return pathlib.Path(chosen.removeprefix("unix:")).absolute()
-    return state_dir(given_state_dir, environment) / SOCKET_NAME
+    return default_socket(state_dir(given_state_dir, environment))
+
+
+def default_socket(folder: pathlib.Path) -> pathlib.Path:
+    """``agent.sock`` in the state folder; where that path is too long for a socket, a short one of its own."""
+    inside = folder / SOCKET_NAME
+    if len(os.fsencode(inside)) <= _PATH_BYTES_MAX:
+        return inside
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return pathlib.Path(tempfile.gettempdir(), f"leasehold-{os.geteuid()}-{digest}", SOCKET_NAME)
