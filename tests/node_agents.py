@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from allocator_kit import now
+from allocator_kit import AllocatorProcess, Fleet, now
 from leasehold.api.common.v1 import process_pb2
 from leasehold.api.node.v1 import node_pb2, order_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
@@ -38,6 +38,24 @@ def registration(name: str = "r620-1", **fields: Any) -> wire.NodeRegistration:
 def node_name() -> str:
     """A name that no other test uses."""
     return f"n-{uuid.uuid4().hex[:12]}"
+
+
+async def ask(fleet: Fleet, method: str, request: Any, *, at: AllocatorProcess | None = None) -> Any:
+    target = at or fleet.members[0]
+    try:
+        stub = wire_grpc.NodeServiceStub(fleet.channel(target))
+        return await getattr(stub, method)(request, timeout=10.0)
+    except grpc.RpcError as error:
+        raise rpc_errors.from_rpc_error(error) from error
+
+
+async def node(fleet: Fleet, name: str, *, at: AllocatorProcess | None = None) -> node_pb2.Node:
+    answer = await ask(fleet, "GetNode", wire.GetNodeRequest(name=name), at=at)
+    return answer.node  # type: ignore[no-any-return]
+
+
+async def state(fleet: Fleet, name: str, *, at: AllocatorProcess | None = None) -> str:
+    return node_pb2.NodeState.Name((await node(fleet, name, at=at)).state).removeprefix("NODE_STATE_")
 
 
 class Agent:

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import allocator_kit as kit
-import grpc
 import pytest
 from allocator_kit import until
 from leasehold.api.common.v1 import process_pb2
@@ -12,26 +11,7 @@ from leasehold.api.node.v1 import node_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.api.node.v1 import node_service_pb2_grpc as wire_grpc
 from leasehold.core import errors
-from leasehold.rpc import errors as rpc_errors
-from node_agents import Agent, node_name, registration, running
-
-
-async def ask(fleet: kit.Fleet, method: str, request: Any, *, at: kit.AllocatorProcess | None = None) -> Any:
-    target = at or fleet.members[0]
-    try:
-        stub = wire_grpc.NodeServiceStub(fleet.channel(target))
-        return await getattr(stub, method)(request, timeout=10.0)
-    except grpc.RpcError as error:
-        raise rpc_errors.from_rpc_error(error) from error
-
-
-async def node(fleet: kit.Fleet, name: str, *, at: kit.AllocatorProcess | None = None) -> node_pb2.Node:
-    answer = await ask(fleet, "GetNode", wire.GetNodeRequest(name=name), at=at)
-    return answer.node  # type: ignore[no-any-return]
-
-
-async def state(fleet: kit.Fleet, name: str, *, at: kit.AllocatorProcess | None = None) -> str:
-    return node_pb2.NodeState.Name((await node(fleet, name, at=at)).state).removeprefix("NODE_STATE_")
+from node_agents import Agent, ask, node, node_name, registration, running, state
 
 
 async def test_an_agent_registers_and_its_node_is_ready_with_what_it_reports(service: kit.Fleet) -> None:

@@ -76,6 +76,8 @@ class Leadership:
             known.close(self.not_leader())
         if reign is not None:
             await reign.close(self.not_leader())
+        if known is not None:
+            await known.flush()
 
     async def _reign(
         self, etcd: etcd_port.EtcdPort, candidacy: elections.Election, won: elections.Won

@@ -51,7 +51,12 @@ class NodeServicer(wire_grpc.NodeServiceServicer):
         self, request_iterator: AsyncIterator[wire.SyncNodeRequest], context: _Context
     ) -> None:
         """An agent's connection."""
-        await syncing.sync(self._leader.require_nodes(), request_iterator, context, calls.actor(context))
+        try:
+            known = self._leader.require_nodes()
+        except errors.NotLeader:
+            await syncing.hear_out(request_iterator)
+            raise
+        await syncing.sync(known, request_iterator, context, calls.actor(context))
 
     async def ReportNode(self, request: wire.ReportNodeRequest, context: _Context) -> wire.ReportNodeResponse:
         """A report by one call."""

@@ -85,6 +85,17 @@ class NodeWriter:
             while self.waiting or self._lost_entries:
                 await self._patiently(self._write_some)
 
+    async def flush(self, timeout_seconds: float) -> None:
+        """Write what waits, if that is done in time; to be called when `run` has ended."""
+        if self.is_postgres_away:
+            return
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self.waiting:
+                    await self._write_some()
+        except (errors.LeaseholdError, TimeoutError) as error:
+            _log.warning("nodes_not_flushed", waiting=self.waiting, error=str(error))
+
     async def _write_some(self) -> None:
         async with self._lock:
             await self._write_nodes(list(self._nodes.values())[:NODES_MAX])

@@ -22,6 +22,7 @@ PARTS_MAX = 1_000
 STATUS_BYTES_MAX = 2**20
 #: Processes whose leases are gone are looked for so often.
 SWEEP_SECONDS = 30.0
+FLUSH_SECONDS_MAX = 1.0
 
 _log = logs.get_logger(__name__)
 
@@ -335,6 +336,11 @@ class Nodes:
         for session in list(self._sessions.values()):
             session.end(why)
         self._tell_watchers()
+
+    async def flush(self) -> None:
+        """What was said to agents reaches Postgres before a successor begins, if it can be reached."""
+        if self.is_loaded:
+            await self.writer.flush(FLUSH_SECONDS_MAX)
 
 
 def _check_parts(request: Any) -> None:

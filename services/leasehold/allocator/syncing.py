@@ -1,6 +1,7 @@
 """The SyncNode stream: an agent's reports up, orders down."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import grpc
@@ -11,6 +12,8 @@ from leasehold.observe import logs
 
 #: A connection that has not registered by then is closed.
 REGISTRATION_SECONDS_MAX = 10.0
+#: One that is to be refused has so long for its first message.
+FIRST_MESSAGE_SECONDS_MAX = 1.0
 
 _log = logs.get_logger(__name__)
 
@@ -31,6 +34,17 @@ async def sync(
         late.cancel()
         reader.cancel()
         registry.close_session(session)
+
+
+async def hear_out(requests: AsyncIterator[wire.SyncNodeRequest]) -> None:
+    """Wait for the first message of a stream that is about to be refused.
+
+    A client whose write fails since the call is over is told by gRPC that the write failed, and not why it was
+    refused, nor who leads.
+    """
+    with contextlib.suppress(TimeoutError, StopAsyncIteration):
+        async with asyncio.timeout(FIRST_MESSAGE_SECONDS_MAX):
+            await anext(requests)
 
 
 def _end_unregistered(session: node_sessions.NodeSession) -> None:
