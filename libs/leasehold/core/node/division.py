@@ -1,8 +1,8 @@
 """Dividing a host's memory between its pools.
 
-In this order: each pool's MIN, by priority (MIN beats memory); then by strict priority what each can use; among
-pools of one priority in proportion to backlog × cost, a worker at a time; at last, again by priority, what is
-left over, for memory that lies idle helps nobody.
+In this order: each pool's MIN, by priority (MIN beats memory); then what persons have ordered; then by strict
+priority what each can use; among pools of one priority in proportion to backlog × cost, a worker at a time; at
+last, again by priority, what is left over, for memory that lies idle helps nobody.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ class Claim:
     max_workers: int
     #: Work that is there, a worker each; None: not known, which counts as an equal of the others.
     backlog: int | None = None
+    #: A person has ordered `max_workers`: sizing of other pools leaves it alone.
+    is_manual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,9 @@ def divide(claims: Sequence[Claim], room_bytes: int) -> Division:
         left -= each.min_workers * each.limit_bytes
         if left < 0 and each.min_workers:
             overcommitted.add(each.pool)
+    ordered = sorted(ranked, key=lambda each: not each.is_manual)
     for is_second_round in (False, True):
-        for group in _groups(ranked):
+        for group in _groups(ordered):
             left = _fill(group, workers, left, is_second_round=is_second_round)
     return Division(workers, frozenset(overcommitted), left)
 
@@ -65,7 +68,8 @@ def divide(claims: Sequence[Claim], room_bytes: int) -> Division:
 def _groups(ranked: Sequence[Claim]) -> list[list[Claim]]:
     groups: list[list[Claim]] = []
     for each in ranked:
-        if groups and groups[-1][0].priority == each.priority:
+        last = groups[-1][0] if groups else None
+        if last is not None and (last.is_manual, last.priority) == (each.is_manual, each.priority):
             groups[-1].append(each)
         else:
             groups.append([each])

@@ -12,7 +12,7 @@ from typing import Final
 from leasehold.core import errors
 from leasehold.core.node import (
     amounts,
-    division,
+    checking,
     governor_effects,
     model,
     outgrowing,
@@ -23,9 +23,6 @@ from leasehold.core.node import (
     sizing,
 )
 
-#: Checks running with a deficit before a pool shrinks, and with the same division before pools exchange.
-DEFICIT_CHECKS: Final = 2
-EQUAL_CHECKS: Final = 3
 #: After the hard floor stopped a worker: time for its memory to come back.
 FLOOR_PAUSE_SECONDS: Final = 5.0
 
@@ -47,6 +44,8 @@ class Governor:
         self._effects: list[governor_effects.Effect] = []
         self._number = decision_number
         self._memory: model.MemorySample | None = None
+        #: Whether it was taken since the last check: no two checks decide by one sample.
+        self._is_fresh = False
         self._pressure = pressure.PressureWatch()
         self._slope = pressure.SlopeWatch()
         self._next_check_at = now
@@ -64,13 +63,13 @@ class Governor:
         self, now: float, memory: model.MemorySample, workers: Mapping[str, Sequence[model.WorkerMemory]]
     ) -> None:
         """The host's memory and its workers, by pool, as they are now."""
-        self._memory = memory
+        self._memory, self._is_fresh = memory, True
         for pool in self._pools.values():
             pool.workers = list(workers.get(pool.name, ()))
         self._pressure.sample(now, memory)
         self._watch_slope(now, memory)
         for pool in self._pools.values():
-            self._effects += outgrowing.judge(pool)
+            self._take_ladder(now, pool)
         self.tick(now)
         self._act_between_checks(now)
 
@@ -101,7 +100,11 @@ class Governor:
         self._refuse_beyond_memory(found, workers)
         until = math.inf if hold_seconds is None else now + hold_seconds
         found.become(model.PoolMode.MANUAL, target=workers, hold_until=until)
-        self._set_by_hand(now, found, workers, "MANUAL", f"{workers} by hand")
+        frozen, why = self._frozen(), f"manual target {workers}"
+        if frozen and workers > found.wanted:
+            self._set_by_hand(now, found, found.wanted, "MANUAL", f"{why}; growth is frozen by {frozen}")
+        else:
+            self._set_by_hand(now, found, workers, "MANUAL", why)
         self._save(now)
 
     def set_auto(self, now: float, pool: str) -> None:
@@ -116,9 +119,11 @@ class Governor:
             return
         for each in chosen:
             if each.mode in pool_sizing.SIZED_MODES:
-                each.desired = each.wanted
+                kept = max(each.wanted, each.spec.min_workers)
                 each.become(model.PoolMode.PAUSED)
-                each.reasons = (f"sizing was paused by hand at {each.wanted}",)
+                self._pause(now, each, kept)
+            elif each.mode is model.PoolMode.PAUSED:
+                each.is_ordered = True  # by a person, too, from now on
         self._save(now)
 
     def set_stopped(self, now: float, pool: str | None, is_stopped: bool) -> None:
@@ -140,11 +145,13 @@ class Governor:
         self._is_draining = is_draining
         if is_draining:
             for each in self._pools.values():
-                self._set_by_hand(now, each, 0, "DRAIN", "this node is draining")
+                each.reasons = ("this node is draining",)
+                self._decide(now, each, each.wanted, "DRAIN", after=0)
             return
         for each in self._pools.values():
-            each.desired = each.least if each.mode is model.PoolMode.PAUSED else None
-            each.is_told = False
+            each.is_told, each.reasons = False, ("this node drains no more",)
+            if each.mode in pool_sizing.SIZED_MODES:
+                each.desired = None
         self._check(now, "DRAIN")
 
     def reconfigure(self, now: float, host: settings.HostSettings, pools: Sequence[model.PoolSpec]) -> None:
@@ -156,34 +163,35 @@ class Governor:
             if known is None:
                 self._pools[spec.name] = pool_sizing.PoolSizing(spec)
                 continue
-            was_auto_scaling, known.spec = known.spec.is_auto_scaling, spec
-            if known.manual_target is not None:
-                known.manual_target = min(max(known.manual_target, spec.min_workers), spec.max_workers)
-            if was_auto_scaling != spec.is_auto_scaling and known.mode in (
-                model.PoolMode.AUTO,
-                model.PoolMode.PAUSED,
-            ):
-                known.become(model.PoolMode.AUTO if spec.is_auto_scaling else model.PoolMode.PAUSED)
+            wanted = known.wanted
+            known.take_spec(spec)
+            if known.wanted != wanted and known.is_told and not self._is_draining:
+                self._decide(now, known, wanted, "MODE")
             self._pools[spec.name] = known
         self._save(now)
-        self._check(now, "START")
+        self._next_check_at = min(self._next_check_at, now + host.check_interval_seconds)
+        self._check(now, "MODE")
 
     def tick(self, now: float) -> None:
         """Let time pass: holds that end, and the check that is due."""
         ended = [pool for pool in self._pools.values() if now >= pool.hold_until]
         for pool in ended:
-            pool.become(model.PoolMode.AUTO)
+            wanted = pool.wanted
+            pool.follow_settings(pool.spec.min_workers)
+            if pool.wanted != wanted and not self._is_draining:
+                self._decide(now, pool, wanted, "MODE")
         if ended:
             self._save(now)
-        if self._memory is not None and (ended or now >= self._next_check_at):
-            self._check(now, "MODE" if ended else "CHECK")
+            self._check(now, "MODE")
+        if self._is_fresh and now >= self._next_check_at:
+            self._check(now, "CHECK")
 
     # Out
 
     def next_deadline(self) -> float:
         """When `tick` has something to do; a check also needs a sample."""
         times = [pool.hold_until for pool in self._pools.values()]
-        if self._memory is not None:
+        if self._is_fresh:
             times.append(self._next_check_at)
         return min(times, default=math.inf)
 
@@ -213,20 +221,26 @@ class Governor:
     # Checks
 
     def _check(self, now: float, trigger: str) -> None:
-        """Divide memory, and move pools towards what comes out."""
+        """Divide memory, move pools towards what comes out, and tell what changed."""
         if self._memory is None:
             return
-        self._next_check_at = now + self.host.check_interval_seconds
+        is_due = trigger == "CHECK"
+        if is_due:
+            self._next_check_at = now + self.host.check_interval_seconds
+        self._is_fresh = self._is_fresh and not is_due
         room = self._room(self._memory)
-        self._judge_thresholds(room)
-        self._set_optima(room)
+        before = {pool.name: pool.wanted for pool in self._pools.values()}
+        check = checking.Check(
+            self.host, list(self._pools.values()), room, frozen=self._frozen(), is_counted=is_due
+        )
         if self._is_draining:
             return
-        shares, borne = self._shares(room)
-        deficit = self._deficit(room)
+        check.move()
         for pool in self._pools.values():
-            self._shrink(now, pool, room, shares[pool.name], borne[pool.name], deficit, trigger)
-        self._grow(now, room, shares, trigger)
+            if not pool.is_told:
+                self._decide(now, pool, pool.live, "START" if is_due else trigger)
+            elif pool.wanted != before[pool.name]:
+                self._decide(now, pool, before[pool.name], trigger)
 
     def _room(self, memory: model.MemorySample) -> sizing.Room:
         workers = [
@@ -234,154 +248,10 @@ class Governor:
         ]
         return sizing.room(memory.available_bytes, self.host.reserve_bytes, workers, self.host.formula)
 
-    def _judge_thresholds(self, room: sizing.Room) -> None:
-        for pool in self._pools.values():
-            bound = pool.spec.threshold_bytes + (self.host.hysteresis_bytes if pool.is_low else 0)
-            pool.is_low = room.judged < bound
-
-    def _divide(
-        self, room: sizing.Room, claims: Sequence[division.Claim], *, borne_bytes: int = 0
-    ) -> division.Division:
-        """The division, less one worker of the lowest pool whose threshold is not met.
-
-        A deficit of `borne_bytes` is overlooked.
-        """
-        found = division.divide(claims, room.divisible + borne_bytes)
-        workers = dict(found.workers)
-        by_rank = sorted(claims, key=lambda each: (each.priority, each.pool))
-        for each in by_rank:
-            if self._pools[each.pool].is_low and workers[each.pool] > each.min_workers:
-                workers[each.pool] -= 1
-                break
-        return division.Division(workers, found.overcommitted, found.left_bytes)
-
-    def _set_optima(self, room: sizing.Room) -> None:
-        """What each pool would have if all sized themselves."""
-        found = self._divide(room, [division.claim(pool.spec, pool.depth) for pool in self._pools.values()])
-        for pool in self._pools.values():
-            pool.optimal = found.workers[pool.name]
-
-    def _shares(self, room: sizing.Room) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """What each pool may have, as persons have ordered; and what it may keep, the hysteresis overlooked."""
-        claims = []
-        for pool in self._pools.values():
-            own = division.claim(pool.spec, pool.depth)
-            is_auto = pool.mode is model.PoolMode.AUTO
-            claims.append(
-                division.Claim(
-                    pool=own.pool,
-                    priority=own.priority,
-                    limit_bytes=own.limit_bytes,
-                    # A paused pool keeps what it has; the others must do with the rest.
-                    min_workers=pool.most if pool.mode is model.PoolMode.PAUSED else pool.least,
-                    max_workers=pool.most,
-                    backlog=own.backlog if is_auto else None,
-                )
-            )
-        found = self._divide(room, claims)
-        for pool in self._pools.values():
-            pool.is_overcommitted = pool.name in found.overcommitted
-        return found.workers, self._divide(room, claims, borne_bytes=self.host.hysteresis_bytes).workers
-
-    def _deficit(self, room: sizing.Room) -> int:
-        """By how much the live workers' limits are more than there is, in bytes; below 0: room is left."""
-        charged = sum(
-            min(pool.live, max(pool.wanted, pool.least)) * pool.spec.worker_limit_bytes
-            for pool in self._pools.values()
-        )
-        return charged - room.divisible
-
-    def _shrink(
-        self,
-        now: float,
-        pool: pool_sizing.PoolSizing,
-        room: sizing.Room,
-        share: int,
-        borne: int,
-        deficit: int,
-        trigger: str,
-    ) -> None:
-        """Have fewer, once the reason has lasted."""
-        pool.equal_checks = pool.equal_checks + 1 if share == pool.last_share else 1
-        pool.last_share = share
-        if pool.mode not in pool_sizing.SIZED_MODES:
-            return
-        pool.reasons = tuple(self._reasons(pool, room, share))
-        if pool.desired is None or share >= pool.wanted:
-            pool.deficit_checks = 0
-            return
-        hysteresis = amounts.text(self.host.hysteresis_bytes)
-        is_short = deficit > self.host.hysteresis_bytes
-        if is_short or (pool.is_low and borne < pool.wanted):
-            pool.deficit_checks += 1
-            has_lasted = pool.deficit_checks >= DEFICIT_CHECKS
-            if is_short:
-                why = f"{amounts.text(deficit)} short, more than the hysteresis of {hysteresis}"
-            else:
-                # The threshold alone takes one; that the noise also takes another is borne.
-                share, why = borne, sizing.below_threshold(room, pool.spec.threshold_bytes)
-            told = f"{why}, at {pool.deficit_checks} of {DEFICIT_CHECKS} checks running"
-        elif deficit > 0 or pool.is_low or pool.mode is model.PoolMode.MANUAL:
-            pool.deficit_checks, has_lasted = 0, False
-            short = amounts.text(max(0, deficit))
-            told = f"stays at {pool.wanted}: {short} short, which the hysteresis of {hysteresis} bears"
-        else:
-            pool.deficit_checks, has_lasted = 0, pool.equal_checks >= EQUAL_CHECKS
-            equal = min(pool.equal_checks, EQUAL_CHECKS)
-            told = f"others need the memory more, at {equal} of {EQUAL_CHECKS} equal checks"
-        pool.reasons += (told,)
-        if has_lasted:
-            self._resize(now, pool, share, trigger, is_urgent=False, room=room)
-            pool.deficit_checks = 0
-
-    def _grow(self, now: float, room: sizing.Room, shares: Mapping[str, int], trigger: str) -> None:
-        """Have more, as far as memory is free already: what shrinks elsewhere counts when it has gone."""
-        left = room.safe - sum(
-            max(pool.live, pool.wanted) * pool.spec.worker_limit_bytes for pool in self._pools.values()
-        )
-        is_frozen = self._pressure.level >= pressure.Pressure.FREEZE
-        for pool in sorted(self._pools.values(), key=lambda each: (-each.spec.priority, each.name)):
-            share = shares[pool.name]
-            is_first, pool.is_told = not pool.is_told, True
-            if pool.desired is None:
-                # At the start what runs is kept, and judged by the checks that follow.
-                pool.desired = max(pool.live, pool.least)
-                left -= max(0, pool.desired - pool.live) * pool.spec.worker_limit_bytes
-            goal = pool.wanted
-            if pool.mode in pool_sizing.SIZED_MODES:
-                floor = min(share, pool.least)
-                while goal < share and (
-                    goal < floor or (not is_frozen and left >= pool.spec.worker_limit_bytes)
-                ):
-                    goal += 1
-                    left -= pool.spec.worker_limit_bytes
-                if is_frozen and goal < share:
-                    pool.reasons += (f"growth is frozen by memory pressure: {self._told_pressure()}",)
-            if goal != pool.wanted or is_first:
-                self._resize(now, pool, goal, "START" if is_first else trigger, is_urgent=False, room=room)
-
-    def _reasons(self, pool: pool_sizing.PoolSizing, room: sizing.Room, share: int) -> list[str]:
-        spec = pool.spec
-        others = sum(
-            other.live * other.spec.worker_limit_bytes for other in self._pools.values() if other is not pool
-        )
-        by_memory = (room.divisible - others) // spec.worker_limit_bytes
-        reasons = [sizing.explained(room, pool.live, spec.worker_limit_bytes, by_memory, others_bytes=others)]
-        if len(self._pools) > 1:
-            backlog = pool.depth.backlog if pool.depth is not None else None
-            shown = "not known, counts as an equal" if backlog is None else str(backlog)
-            reasons.append(f"of {len(self._pools)} pools, priority {spec.priority}, backlog {shown}: {share}")
-        if share == pool.most and pool.mode is model.PoolMode.AUTO:
-            reasons.append(f"MAX_WORKERS {spec.max_workers} is in force")
-        if share == pool.least:
-            reasons.append(f"MIN_WORKERS {pool.least} is in force")
-        if pool.is_low:
-            reasons.append(f"one less: {sizing.below_threshold(room, spec.threshold_bytes)}")
-        if pool.is_overcommitted:
-            reasons.append("overcommitted: the MINs are more than memory allows")
-        if pool.mode is model.PoolMode.MANUAL:
-            reasons.append(f"manual target {pool.manual_target}")
-        return reasons
+    def _frozen(self) -> str:
+        if self._pressure.level < pressure.Pressure.FREEZE:
+            return ""
+        return f"memory pressure: {self._told_pressure()}"
 
     # Between checks
 
@@ -391,20 +261,35 @@ class Governor:
         if memory is None or self._is_draining:
             return
         floor = self.host.reserve_bytes // 2
-        if memory.available_bytes < floor and now >= self._floor_quiet_until:
-            victim = self._victim()
+        leaving = self._leaving_bytes()
+        if memory.available_bytes < floor:
+            # What is on its way out is awaited as long as it will do, and half the floor is left to wait with.
+            is_awaited = memory.available_bytes + leaving >= floor and memory.available_bytes >= floor // 2
+            victim = None if is_awaited or now < self._floor_quiet_until else self._victim()
             if victim is not None:
                 self._floor_quiet_until = now + FLOOR_PAUSE_SECONDS
                 why = (
                     f"available {amounts.text(memory.available_bytes)} ({memory.bound_by}) is below the hard "
                     f"floor of {amounts.text(floor)}, half the reserve"
                 )
-                self._stop_one(now, victim, "HARD_FLOOR", why)
-        elif self._pressure.may_act(now):
+                self._stop_one(now, victim, "HARD_FLOOR", why, is_urgent=True)
+                return
+        if self._pressure.may_act(now, is_leaving=leaving > 0):
             victim = self._victim()
             if victim is not None:
                 self._pressure.acted(now)
-                self._stop_one(now, victim, "PRESSURE", f"memory pressure: {self._told_pressure()}")
+                is_emergency = self._pressure.level is pressure.Pressure.EMERGENCY
+                why = f"memory pressure{' (emergency)' if is_emergency else ''}: {self._told_pressure()}"
+                self._stop_one(now, victim, "PRESSURE", why, is_urgent=is_emergency)
+
+    def _leaving_bytes(self) -> int:
+        """What workers hold that are on their way out."""
+        return sum(
+            worker.held_bytes
+            for pool in self._pools.values()
+            for worker in pool.workers
+            if worker.state in model.ALIVE_STATES - model.LIVE_STATES
+        )
 
     def _victim(self) -> pool_sizing.PoolSizing | None:
         """The lowest pool that has more than its MIN."""
@@ -415,11 +300,24 @@ class Governor:
         ]
         return min(candidates, key=lambda each: (each.spec.priority, each.name), default=None)
 
-    def _stop_one(self, now: float, pool: pool_sizing.PoolSizing, trigger: str, why: str) -> None:
-        assert self._memory is not None
-        pool.reasons = (why,)
-        goal = min(pool.wanted, pool.live) - 1
-        self._resize(now, pool, goal, trigger, is_urgent=True, room=self._room(self._memory))
+    def _stop_one(
+        self, now: float, pool: pool_sizing.PoolSizing, trigger: str, why: str, *, is_urgent: bool
+    ) -> None:
+        before = pool.wanted
+        pool.desired, pool.reasons = min(before, pool.live) - 1, (why,)
+        self._decide(now, pool, before, trigger, is_urgent=is_urgent)
+
+    def _take_ladder(self, now: float, pool: pool_sizing.PoolSizing) -> None:
+        """Replace or end workers that near their limit, and keep that among the decisions."""
+        for effect in outgrowing.judge(pool):
+            self._effects.append(effect)
+            is_replaced = isinstance(effect, governor_effects.Replace)
+            step = "is replaced after its task" if is_replaced else "is ended at once"
+            pool.decisions.append(
+                self._decision(
+                    now, pool, pool.wanted, pool.wanted, "LIMIT", (f"{effect.worker} {effect.reason}: {step}",)
+                )
+            )
 
     def _told_pressure(self) -> str:
         memory = self._memory
@@ -471,44 +369,75 @@ class Governor:
         self._save(now)
         self._check(now, "MODE")
 
+    def _pause(self, now: float, pool: pool_sizing.PoolSizing, kept: int) -> None:
+        why = f"sizing was paused by hand at {kept}"
+        if kept != pool.wanted or not pool.is_told:
+            self._set_by_hand(now, pool, kept, "MODE", why)
+            return
+        pool.desired, pool.reasons = kept, (why,)
+        pool.decisions.append(self._decision(now, pool, kept, kept, "MODE", pool.reasons))
+
     def _set_by_hand(
         self, now: float, pool: pool_sizing.PoolSizing, workers: int, trigger: str, why: str
     ) -> None:
-        pool.reasons = (why,)
-        room = self._room(self._memory) if self._memory is not None else None
-        self._resize(now, pool, workers, trigger, is_urgent=False, room=room)
+        before = pool.wanted
+        pool.desired, pool.reasons = workers, (why,)
+        if not self._is_draining:
+            self._decide(now, pool, before, trigger)
 
-    def _resize(
+    # Decisions
+
+    def _decide(
         self,
         now: float,
         pool: pool_sizing.PoolSizing,
-        desired: int,
+        before: int,
         trigger: str,
         *,
-        is_urgent: bool,
-        room: sizing.Room | None,
+        after: int | None = None,
+        is_urgent: bool = False,
     ) -> None:
+        """Tell what is wanted now, and keep why."""
+        after = pool.wanted if after is None else after
+        decision = self._decision(now, pool, before, after, trigger, pool.reasons)
+        pool.is_told = True
+        pool.decisions.append(decision)
+        self._effects.append(governor_effects.Resize(pool.name, after, is_urgent, decision))
+
+    def _decision(
+        self,
+        now: float,
+        pool: pool_sizing.PoolSizing,
+        before: int,
+        after: int,
+        trigger: str,
+        reasons: tuple[str, ...],
+    ) -> model.Decision:
         self._number += 1
-        decision = model.Decision(
-            number=self._number,
-            at_seconds=now,
-            pool=pool.name,
-            before=pool.live if trigger == "START" else pool.wanted,
-            after=desired,
-            trigger=trigger,
-            reasons=pool.reasons,
-            numbers=sizing.numbers(
-                room,
+        numbers: dict[str, float] = {}
+        memory = self._memory
+        if memory is not None:
+            numbers = sizing.numbers(
+                self._room(memory),
                 limit_bytes=pool.spec.worker_limit_bytes,
                 threshold_bytes=pool.spec.threshold_bytes,
                 live=pool.live,
             )
-            if room is not None
-            else {},
+            numbers["optimal"] = pool.optimal
+            if memory.pressure_some_percent is not None:
+                numbers["pressure_some_percent"] = memory.pressure_some_percent
+            if memory.pressure_full_percent is not None:
+                numbers["pressure_full_percent"] = memory.pressure_full_percent
+        return model.Decision(
+            number=self._number,
+            at_seconds=now,
+            pool=pool.name,
+            before=before,
+            after=after,
+            trigger=trigger,
+            reasons=reasons,
+            numbers=numbers,
         )
-        pool.desired, pool.is_told = desired, True
-        pool.decisions.append(decision)
-        self._effects.append(governor_effects.Resize(pool.name, desired, is_urgent, decision))
 
     def _save(self, now: float) -> None:
         saved = {pool.name: pool.to_save(now) for pool in self._pools.values()}

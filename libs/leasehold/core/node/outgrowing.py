@@ -11,9 +11,11 @@ WARN_RATIO: Final = 0.8
 REPLACE_RATIO: Final = 0.9
 
 
-def judge(pool: pool_sizing.PoolSizing) -> list[governor_effects.Effect]:
+def judge(
+    pool: pool_sizing.PoolSizing,
+) -> list[governor_effects.Replace | governor_effects.KillWorker]:
     """What the sizes of a pool's workers ask for, each step once in a life. Sets the pool's warnings."""
-    effects: list[governor_effects.Effect] = []
+    effects: list[governor_effects.Replace | governor_effects.KillWorker] = []
     warnings = []
     limit = pool.spec.worker_limit_bytes
     lives = {(worker.name, worker.start_number) for worker in pool.workers}

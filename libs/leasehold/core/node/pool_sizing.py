@@ -42,7 +42,9 @@ class PoolSizing:
         self.hold_until = math.inf
         self.depth: model.Depth | None = None
         self.workers: list[model.WorkerMemory] = []
-        #: None: nothing was decided yet.
+        #: Whether a person has ordered the mode; else it is the settings'.
+        self.is_ordered = False
+        #: None: nothing was decided yet. While the node drains it is what comes after.
         self.desired: int | None = None if spec.is_auto_scaling else spec.min_workers
         #: Whether anybody was told of `desired`.
         self.is_told = False
@@ -50,11 +52,13 @@ class PoolSizing:
         self.is_overcommitted = False
         #: Below the threshold; cleared so much higher.
         self.is_low = False
+        #: Below the threshold, and one less already.
+        self.has_given = False
         #: Checks running that would shrink it for want of memory, and those with an equal share.
         self.deficit_checks = 0
         self.equal_checks = 0
         self.last_share: int | None = None
-        self.reasons: tuple[str, ...] = ()
+        self.reasons: tuple[str, ...] = () if spec.is_auto_scaling else (self._told_not_scaling(),)
         self.warnings: tuple[str, ...] = ()
         self.decisions: collections.deque[model.Decision] = collections.deque(maxlen=DECISIONS_KEPT)
         #: Lives of workers that were replaced or killed for their size, told once each.
@@ -108,16 +112,17 @@ class PoolSizing:
                     return
                 self.hold_until = now + saved.hold_remaining_seconds - elapsed_seconds
             self.manual_target = workers
-        self.mode = saved.mode
+        self.mode, self.is_ordered, self.desired, self.reasons = saved.mode, True, None, ()
         if saved.mode is model.PoolMode.PAUSED:
             self.desired = workers if workers is not None else self.spec.min_workers
+            self.reasons = (f"sizing was paused by hand at {self.desired}",)
         elif saved.mode is model.PoolMode.STOPPED:
             self.desired = 0
+            self.reasons = ("stopped by hand",)
 
     def to_save(self, now: float) -> saved_modes.SavedMode | None:
         """What a later agent must know; None where it is the configuration's."""
-        default = model.PoolMode.AUTO if self.spec.is_auto_scaling else model.PoolMode.PAUSED
-        if self.mode is default and self.mode is not model.PoolMode.PAUSED:
+        if not self.is_ordered or (self.mode is model.PoolMode.AUTO and self.spec.is_auto_scaling):
             return None
         return saved_modes.SavedMode(
             mode=self.mode,
@@ -126,16 +131,45 @@ class PoolSizing:
         )
 
     def become(self, mode: model.PoolMode, *, target: int | None = None, hold_until: float = math.inf) -> None:
-        """Change who decides."""
+        """Change who decides, by a person's order."""
         self.mode, self.manual_target, self.hold_until = mode, target, hold_until
+        self.is_ordered = True
         self.deficit_checks = self.equal_checks = 0
+
+    def follow_settings(self, workers: int | None) -> None:
+        """Have the settings' own mode; where that is PAUSED, at `workers` (None: what there is)."""
+        self.become(model.PoolMode.AUTO if self.spec.is_auto_scaling else model.PoolMode.PAUSED)
+        self.is_ordered = False
+        if not self.spec.is_auto_scaling:
+            self.desired = self.wanted if workers is None else workers
+            self.reasons = (self._told_not_scaling(),)
+
+    def take_spec(self, spec: model.PoolSpec) -> None:
+        """Go on under other settings; what a person has ordered stays, within the new bounds."""
+        was_auto_scaling, self.spec = self.spec.is_auto_scaling, spec
+        if self.manual_target is not None:
+            self.manual_target = min(max(self.manual_target, spec.min_workers), spec.max_workers)
+        if was_auto_scaling != spec.is_auto_scaling and not self.is_ordered:
+            self.follow_settings(None)
+        if self.desired is None or self.mode is model.PoolMode.STOPPED:
+            return
+        if self.mode is model.PoolMode.PAUSED:
+            self.desired = max(self.desired, spec.min_workers)
+        if self.desired > spec.max_workers:
+            self.desired = spec.max_workers
+            self.reasons = (f"MAX_WORKERS is {spec.max_workers} now",)
+        elif self.mode is model.PoolMode.MANUAL and self.manual_target is not None:
+            self.desired = min(self.desired, self.manual_target)
+
+    def _told_not_scaling(self) -> str:
+        return f"ENABLE_AUTO_SCALING is false: paused, at MIN_WORKERS {self.spec.min_workers} from the start"
 
     def view(self, now: float, *, is_draining: bool) -> PoolView:
         """What status shows."""
         return PoolView(
             mode=self.mode,
             optimal=self.optimal,
-            desired=self.wanted,
+            desired=0 if is_draining else self.wanted,
             manual_target=self.manual_target,
             hold_remaining_seconds=None if math.isinf(self.hold_until) else max(0.0, self.hold_until - now),
             is_overcommitted=self.is_overcommitted,

@@ -18,6 +18,8 @@ SUSTAINED_SECONDS: Final = 10.0
 #: After an action; and after one in an emergency.
 PAUSE_SECONDS: Final = 15.0
 EMERGENCY_PAUSE_SECONDS: Final = 5.0
+#: So long a shrink waits for the end of a worker that is on its way out; an emergency does not.
+LEAVING_PAUSE_SECONDS: Final = 60.0
 
 #: Sample faster once memory lasts no longer than this at its present slope, until it lasts twice as long.
 EXHAUSTION_SECONDS: Final = 5.0
@@ -47,6 +49,7 @@ class PressureWatch:
         self._emergency_since = math.inf
         self._reclaimed_at = -math.inf
         self._quiet_until = -math.inf
+        self._acted_at = -math.inf
         self.level = Pressure.NONE
 
     def sample(self, now: float, memory: model.MemorySample) -> Pressure:
@@ -68,14 +71,20 @@ class PressureWatch:
             self.level = Pressure.NONE
         return self.level
 
-    def may_act(self, now: float) -> bool:
-        """Whether a worker should be stopped now, the last action's effect having been awaited."""
-        return self.level >= Pressure.SHRINK and now >= self._quiet_until
+    def may_act(self, now: float, *, is_leaving: bool = False) -> bool:
+        """Whether a worker should be stopped now, the last action's effect having been awaited.
+
+        `is_leaving`: a worker is on its way out.
+        """
+        if self.level < Pressure.SHRINK or now < self._quiet_until:
+            return False
+        is_awaited = is_leaving and now < self._acted_at + LEAVING_PAUSE_SECONDS
+        return self.level is Pressure.EMERGENCY or not is_awaited
 
     def acted(self, now: float) -> None:
         """A worker is being stopped."""
         pause = EMERGENCY_PAUSE_SECONDS if self.level is Pressure.EMERGENCY else PAUSE_SECONDS
-        self._quiet_until = now + pause
+        self._acted_at, self._quiet_until = now, now + pause
 
 
 def _since(before: float, now: float, is_high: bool) -> float:
@@ -107,6 +116,6 @@ class SlopeWatch:
     @property
     def seconds_left(self) -> float:
         """Until nothing is left; infinity where it does not go."""
-        if self._amount <= 0:
-            return 0.0
-        return self._amount / self._slope if self._slope > 0 else math.inf
+        if self._slope <= 0:
+            return math.inf
+        return max(0.0, self._amount / self._slope)

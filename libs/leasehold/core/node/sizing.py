@@ -54,6 +54,11 @@ class Room:
         """What the formula divides by the limit. With `managed` it is `safe`: the sums are the same."""
         return self.safe if self.formula is settings.Formula.MANAGED else self.available - self.reserve
 
+    @property
+    def settled(self) -> int:
+        """`divisible` once those on their way out have gone: nobody else need stop for what they hold."""
+        return self.divisible + (self.leaving if self.formula is settings.Formula.MANAGED else 0)
+
 
 def room(
     available_bytes: int,
@@ -64,10 +69,12 @@ def room(
     """The room of a host whose `workers`, of all pools, each come with their limit in bytes."""
     held = leaving = excess = 0
     for worker, limit_bytes in workers:
+        if worker.state not in model.ALIVE_STATES:
+            continue  # reaped: what it held is available already
         held += worker.held_bytes
         if worker.state in model.LIVE_STATES:
             excess += max(0, worker.held_bytes - limit_bytes)
-        elif worker.state in model.ALIVE_STATES:
+        else:
             leaving += max(worker.held_bytes, limit_bytes)
     return Room(
         available=available_bytes,
