@@ -1,0 +1,439 @@
+"""What went wrong once in sizing over time, told again one scene each."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+import sizing_host
+from leasehold.core.node import governor, governor_effects, model, pressure, saved_modes, settings
+
+GB = model.GIB
+POOL = "translation"
+HOST = settings.HostSettings()
+
+
+def workers(live: int, leaving: int = 0, *, pool: str = POOL, held_gb: float = 4.0) -> list[model.WorkerMemory]:
+    """So many running, and so many more on their way out."""
+    states = [model.WorkerState.RUNNING] * live + [model.WorkerState.STOPPING] * leaving
+    return [
+        model.WorkerMemory(
+            name=f"{pool}_{number}@h",
+            state=state,
+            held_bytes=round(held_gb * GB),
+            start_number=number,
+            is_limit_enforced=True,
+        )
+        for number, state in enumerate(states, start=1)
+    ]
+
+
+def memory(
+    available_gb: float, *, some: float = 0.0, full: float = 0.0, reclaimed: int | None = 0
+) -> model.MemorySample:
+    return model.MemorySample(
+        total_bytes=64 * GB,
+        available_bytes=round(available_gb * GB),
+        pressure_some_percent=some,
+        pressure_full_percent=full,
+        reclaimed_pages=reclaimed,
+    )
+
+
+def resizes(sizer: governor.Governor) -> list[tuple[str, int]]:
+    """What was told since the last time."""
+    return [
+        (each.pool, each.desired) for each in sizer.take_effects() if isinstance(each, governor_effects.Resize)
+    ]
+
+
+def begun(
+    spec: model.PoolSpec,
+    available_gb: float,
+    found: Sequence[model.WorkerMemory],
+    *,
+    saved: saved_modes.SavedModes | None = None,
+) -> governor.Governor:
+    """A governor that has adopted `found` and decided once, at 0."""
+    sizer = governor.Governor(HOST, [spec], now=0.0, saved=saved)
+    sizer.sample(0.0, memory(available_gb), {spec.name: found})
+    return sizer
+
+
+PLAIN = sizing_host.spec(threshold_gb=0)
+
+
+def test_a_worker_that_takes_its_time_to_end_brings_no_second_stop() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    resizes(sizer)
+    for now in (30.0, 60.0):
+        sizer.sample(now, memory(2.5), {POOL: workers(8)})
+    assert resizes(sizer) == [(POOL, 7)]
+
+    for check in range(3, 20):
+        sizer.sample(check * 30.0, memory(2.5), {POOL: workers(7, leaving=1)})
+
+    assert resizes(sizer) == []
+    view = sizer.view(600.0, POOL)
+    assert (view.desired, view.optimal) == (7, 6)
+    assert "4.0 GB come back when those on their way out have ended" in view.reasons
+
+
+def test_growth_waits_for_the_memory_of_those_on_their_way_out_and_says_so() -> None:
+    sizer = begun(dataclasses.replace(PLAIN, max_workers=16), 4.1, workers(6, leaving=2))
+
+    assert resizes(sizer) == [(POOL, 6)]
+    assert any(
+        "stays at 6 until memory is free" in reason and "8.0 GB of it on its way out" in reason
+        for reason in sizer.view(0.0, POOL).reasons
+    )
+    sizer.sample(30.0, memory(12.1), {POOL: workers(6)})
+    assert resizes(sizer) == [(POOL, 8)]
+
+
+def test_below_the_threshold_noise_takes_no_second_worker_and_brings_none_back() -> None:
+    spec = sizing_host.spec(threshold_gb=40)
+    sizer = begun(spec, 24.2, [])  # 20.2 GB are room for 5, less one
+    assert resizes(sizer) == [(POOL, 4)]
+
+    for check in range(1, 40):
+        wave = 0.5 if check % 4 < 2 else -0.5  # twice below what 5 need, twice above
+        sizer.sample(check * 30.0, memory(8.2 + wave), {POOL: workers(4)})
+
+    assert resizes(sizer) == []
+
+
+def test_the_threshold_takes_exactly_one_even_where_little_lacks_for_another_worker() -> None:
+    # 23.5 GB are room for 5, half a GB short of 6; the system then takes 0.2 and free falls below 27.4.
+    spec = sizing_host.spec(threshold_gb=27.4)
+    sizer = begun(spec, 27.5, [])
+    assert resizes(sizer) == [(POOL, 5)]
+
+    for check in range(1, 20):
+        sizer.sample(check * 30.0, memory(7.3), {POOL: workers(5)})
+        if sizer.view(0.0, POOL).desired == 4:
+            break
+    for later in range(check + 1, check + 20):
+        sizer.sample(later * 30.0, memory(11.3), {POOL: workers(4)})
+
+    assert check == 2
+    assert resizes(sizer) == [(POOL, 4)]
+
+
+def test_orders_act_at_once_but_count_for_no_checks_running() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    resizes(sizer)
+    sizer.sample(1.0, memory(2.5), {POOL: workers(8)})
+
+    for now in range(2, 20):
+        sizer.set_monitoring(float(now), None, True)
+
+    assert resizes(sizer) == []
+
+
+def test_orders_do_not_put_off_the_check_that_is_due() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    resizes(sizer)
+
+    for now in range(1, 62):
+        sizer.set_monitoring(float(now), None, True)
+        sizer.sample(float(now), memory(2.5), {POOL: workers(8)})
+
+    assert resizes(sizer) == [(POOL, 7)]
+
+
+def test_no_two_checks_decide_by_one_sample() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    resizes(sizer)
+    sizer.sample(29.0, memory(2.5), {POOL: workers(8)})
+
+    for now in (30.0, 60.0, 90.0, 120.0):
+        sizer.tick(now)
+    assert resizes(sizer) == []
+    assert sizer.next_deadline() > 120.0  # a sample is awaited, in no haste
+    sizer.sample(121.0, memory(2.5), {POOL: workers(8)})
+
+    assert resizes(sizer) == [(POOL, 7)]
+
+
+@pytest.mark.parametrize(
+    ("saved", "least", "expected", "why"),
+    [
+        (None, 2, 2, "ENABLE_AUTO_SCALING is false: paused, at MIN_WORKERS 2 from the start"),
+        (saved_modes.SavedMode(mode=model.PoolMode.PAUSED, workers=5), 1, 5, "sizing was paused by hand at 5"),
+        (saved_modes.SavedMode(mode=model.PoolMode.STOPPED), 1, 0, "stopped by hand"),
+    ],
+)
+def test_a_pool_that_sizes_itself_not_at_the_start_is_told_its_number_and_says_why(
+    saved: saved_modes.SavedMode | None, least: int, expected: int, why: str
+) -> None:
+    modes = saved_modes.SavedModes(pools={POOL: saved}) if saved is not None else None
+    spec = sizing_host.spec(least=least, is_auto_scaling=False)
+
+    sizer = begun(spec, 60.0, workers(3), saved=modes)
+
+    assert resizes(sizer) == [(POOL, expected)]
+    assert sizer.view(0.0, POOL).reasons == (why,)
+    assert [each.reasons for each in sizer.decisions(POOL, 9) if each.trigger == "START"] == [(why,)]
+
+
+def test_a_pause_by_the_settings_is_no_order_and_ends_with_them() -> None:
+    sizer = begun(sizing_host.spec(is_auto_scaling=False), 60.0, [])
+    sizer.set_stopped(1.0, POOL, False)  # changes nothing, but saves
+
+    saves = [each for each in sizer.take_effects() if isinstance(each, governor_effects.SaveModes)]
+    later = begun(sizing_host.spec(), 60.0, [], saved=saves[-1].modes)
+
+    assert saves[-1].modes.pools == {}
+    assert later.view(0.0, POOL).mode is model.PoolMode.AUTO
+
+
+def test_a_pause_by_hand_of_a_pool_that_is_paused_by_the_settings_is_an_order() -> None:
+    sizer = begun(sizing_host.spec(is_auto_scaling=False), 60.0, [])
+    sizer.set_monitoring(1.0, POOL, False)
+
+    saves = [each for each in sizer.take_effects() if isinstance(each, governor_effects.SaveModes)]
+    later = begun(sizing_host.spec(), 60.0, [], saved=saves[-1].modes)
+
+    assert later.view(0.0, POOL).mode is model.PoolMode.PAUSED
+
+
+def test_a_hold_ends_where_the_settings_say_paused_at_min() -> None:
+    sizer = begun(sizing_host.spec(least=1, is_auto_scaling=False), 60.0, workers(1))
+    sizer.set_target(1.0, POOL, 4, hold_seconds=10.0)
+    assert resizes(sizer) == [(POOL, 1), (POOL, 4)]
+
+    sizer.tick(11.0)
+
+    assert resizes(sizer) == [(POOL, 1)]
+    assert sizer.view(11.0, POOL).mode is model.PoolMode.PAUSED
+
+
+def test_auto_by_hand_survives_the_agent_where_the_settings_say_paused() -> None:
+    spec = sizing_host.spec(is_auto_scaling=False)
+    sizer = begun(spec, 60.0, workers(1))
+    sizer.set_auto(1.0, POOL)
+    saves = [each for each in sizer.take_effects() if isinstance(each, governor_effects.SaveModes)]
+
+    later = begun(spec, 40.0, workers(5), saved=saves[-1].modes)
+
+    assert later.view(0.0, POOL).mode is model.PoolMode.AUTO
+    assert resizes(later) == [(POOL, 14)]
+
+
+def test_a_drain_keeps_the_number_of_a_paused_pool() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    sizer.set_monitoring(1.0, None, False)
+    sizer.set_draining(2.0, True)
+    assert (resizes(sizer)[-1], sizer.view(2.0, POOL).desired) == ((POOL, 0), 0)
+    sizer.set_monitoring(3.0, None, False)  # while it drains: nothing to pause at 0
+
+    sizer.set_draining(4.0, False)
+
+    assert resizes(sizer) == [(POOL, 8)]
+
+
+def test_what_is_ordered_during_a_drain_starts_nothing_until_it_ends() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    sizer.set_draining(1.0, True)
+    resizes(sizer)
+
+    sizer.set_auto(2.0, POOL)
+    sizer.set_stopped(3.0, POOL, True)
+    sizer.set_monitoring(4.0, None, True)
+    sizer.sample(40.0, memory(36.0), {POOL: []})
+    assert resizes(sizer) == []
+    sizer.set_draining(41.0, False)
+
+    assert resizes(sizer) == [(POOL, 0)]  # stopped by hand meanwhile
+
+
+def test_a_lowered_max_is_in_force_at_once_and_is_told() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    resizes(sizer)
+
+    sizer.reconfigure(1.0, HOST, [dataclasses.replace(PLAIN, max_workers=4)])
+
+    assert resizes(sizer) == [(POOL, 4)]
+    assert sizer.decisions(POOL, 1)[0].reasons == ("MAX_WORKERS is 4 now",)
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_a_paused_pool_follows_a_raised_min(least: int) -> None:
+    sizer = begun(sizing_host.spec(least=1, is_auto_scaling=False), 60.0, workers(1))
+    resizes(sizer)
+
+    sizer.reconfigure(1.0, HOST, [sizing_host.spec(least=least, is_auto_scaling=False)])
+
+    assert resizes(sizer) == ([] if least == 1 else [(POOL, 3)])
+
+
+def test_starts_that_are_still_to_come_are_called_off_when_memory_goes() -> None:
+    sizer = begun(PLAIN, 36.1, [])
+    assert resizes(sizer) == [(POOL, 8)]
+
+    # Two have started, the others are in a backoff; something else then takes the memory.
+    for now in (30.0, 60.0):
+        sizer.sample(now, memory(8.1), {POOL: workers(2)})
+
+    assert resizes(sizer) == [(POOL, 3)]
+
+
+def test_a_manual_target_ignores_the_threshold_which_is_sizing_not_safety() -> None:
+    sizer = begun(sizing_host.spec(threshold_gb=40), 8.1, workers(4))
+    resizes(sizer)
+    sizer.set_target(1.0, POOL, 5)
+    assert resizes(sizer) == [(POOL, 5)]
+
+    for check in range(1, 10):
+        sizer.sample(check * 30.0, memory(4.1), {POOL: workers(5)})
+
+    assert resizes(sizer) == []
+    assert sizer.view(300.0, POOL).summary == "manual 5, running 5; auto would be 4"
+
+
+def test_a_pool_of_a_higher_priority_leaves_a_manual_one_alone() -> None:
+    high, low = sizing_host.spec("high", priority=9, threshold_gb=0), sizing_host.spec("low", threshold_gb=0)
+    sizer = governor.Governor(HOST, [high, low], now=0.0)
+    sizer.sample(0.0, memory(36.1), {})
+    assert resizes(sizer) == [("high", 7), ("low", 1)]
+    found = {"high": workers(2, pool="high"), "low": workers(1, pool="low")}
+    sizer.set_target(1.0, "high", 2)
+    sizer.set_target(2.0, "low", 1)
+    sizer.sample(3.0, memory(24.1), found)
+    sizer.set_target(4.0, "low", 6)
+    sizer.set_auto(5.0, "high")
+    resizes(sizer)
+    found = {"high": workers(2, pool="high"), "low": workers(6, pool="low")}
+    for check in range(1, 10):
+        # 1.5 GB short of 8 workers: one must go, and it is not the one that a person ordered.
+        sizer.sample(check * 30.0, memory(2.6), found)
+
+    assert resizes(sizer) == [("high", 1)]
+    assert sizer.view(300.0, "low").desired == 6
+
+
+def test_a_manual_target_grows_only_when_the_pressure_is_gone() -> None:
+    sizer = begun(PLAIN, 20.1, workers(2))
+    sizer.set_target(0.5, POOL, 2)
+    for now in range(1, 13):
+        sizer.sample(float(now), memory(20.1, some=20.0), {POOL: workers(2)})
+    resizes(sizer)
+
+    sizer.set_target(13.0, POOL, 4)
+
+    assert resizes(sizer) == [(POOL, 2)]
+    view = sizer.view(13.0, POOL)
+    assert view.summary.startswith("manual 4, running 2: memory; auto would be ")
+    assert view.reasons == (
+        "manual target 4; growth is frozen by memory pressure: some 20%, full 0% of the last 10 s, for 10 s",
+    )
+    sizer.sample(30.0, memory(20.1), {POOL: workers(2)})
+    assert resizes(sizer) == [(POOL, 4)]
+
+
+def test_the_hard_floor_awaits_what_is_on_its_way_out_until_little_is_left() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    resizes(sizer)
+    sizer.sample(1.0, memory(1.9), {POOL: workers(8)})
+    assert resizes(sizer) == [(POOL, 7)]
+
+    for now in range(2, 28):
+        sizer.sample(float(now), memory(1.2), {POOL: workers(7, leaving=1)})
+    assert resizes(sizer) == []
+    sizer.sample(28.0, memory(0.9), {POOL: workers(7, leaving=1)})
+
+    assert resizes(sizer) == [(POOL, 6)]
+
+
+def test_full_pressure_awaits_a_slow_stop_for_a_minute_an_emergency_does_not() -> None:
+    stops: dict[str, list[tuple[int, int, bool]]] = {}
+    for name, full in (("calm", 20.0), ("alarmed", 50.0)):
+        sizer, found = begun(PLAIN, 4.1, workers(8)), workers(8)
+        sizer.take_effects()
+        stops[name] = []
+        for now in range(1, 90):
+            sizer.sample(float(now), memory(4.1, some=90.0, full=full, reclaimed=9), {POOL: found})
+            for each in sizer.take_effects():
+                if isinstance(each, governor_effects.Resize):
+                    stops[name].append((now, each.desired, each.is_urgent))
+                    found = workers(each.desired, leaving=1)
+
+    assert stops["calm"] == [(11, 7, False), (71, 6, False)]
+    assert stops["alarmed"][:3] == [(11, 7, True), (16, 6, True), (21, 5, True)]
+    assert "memory pressure (emergency): some 90%, full 50%" in sizer.decisions(POOL, 1)[0].reasons[0]
+
+
+def test_pressure_counts_only_while_it_lasts() -> None:
+    watch = pressure.PressureWatch()
+    for now in range(30):
+        is_gap = now % 10 == 9
+        watch.sample(float(now), memory(8.0, some=5.0 if is_gap else 99.0, full=0.0 if is_gap else 99.0))
+        assert watch.level is pressure.Pressure.NONE
+
+
+def test_reclaim_that_was_long_ago_is_no_evidence() -> None:
+    watch = pressure.PressureWatch()
+    watch.sample(0.0, memory(8.0, some=20.0, full=20.0, reclaimed=500))
+    for now in range(1, 30):
+        level = watch.sample(float(now), memory(8.0, some=20.0, full=20.0, reclaimed=0))
+
+    assert level is pressure.Pressure.FREEZE
+
+
+def test_a_full_host_whose_memory_does_not_shrink_is_sampled_at_the_usual_pace() -> None:
+    sizer = begun(sizing_host.spec(least=2, most=2), 1.0, workers(2))
+    for now in range(1, 30):
+        sizer.sample(float(now), memory(1.0), {POOL: workers(2)})
+
+    assert [each for each in sizer.take_effects() if isinstance(each, governor_effects.SampleFaster)] == []
+
+
+def test_a_worker_that_is_reaped_is_charged_to_nobody() -> None:
+    ended = dataclasses.replace(workers(1)[0], state=model.WorkerState.EXITED)
+
+    sizer = begun(dataclasses.replace(PLAIN, max_workers=16), 20.1, [ended])
+
+    assert resizes(sizer) == [(POOL, 4)]
+
+
+def test_the_steps_of_the_ladder_are_among_the_decisions_with_their_numbers() -> None:
+    sizer = begun(PLAIN, 20.1, workers(1, held_gb=3.75))
+
+    latest = sizer.decisions(POOL, 5)[-1]
+
+    assert (latest.trigger, latest.before, latest.after) == ("LIMIT", 1, 1)
+    assert latest.reasons == (
+        "translation_1@h holds 3.8 GB, 94% of its limit of 4.0 GB: is replaced after its task",
+    )
+
+
+def test_the_last_two_hundred_decisions_are_kept() -> None:
+    sizer = begun(PLAIN, 40.1, [])
+    for number in range(300):
+        sizer.set_target(float(number), POOL, 1 + number % 2)
+
+    kept = sizer.decisions(POOL, 1000)
+    assert len(kept) == 200
+    assert [each.number for each in kept] == list(range(301, 101, -1))
+
+
+def test_nothing_is_hard_wired_in_gigabytes() -> None:
+    """The scene of the demonstration: workers of 64 MB, checks each second, a budget of half a GB."""
+    mib = model.MIB
+    host = settings.HostSettings(reserve_bytes=32 * mib, hysteresis_bytes=8 * mib, check_interval_seconds=1.0)
+    small = dataclasses.replace(PLAIN, worker_limit_bytes=64 * mib, max_workers=8)
+    sizer = governor.Governor(host, [small], now=0.0)
+
+    def sample(now: float, available_mib: int, live: int) -> list[tuple[str, int]]:
+        found = workers(live, held_gb=1 / 16)
+        sizer.sample(
+            now, model.MemorySample(total_bytes=4 * GB, available_bytes=available_mib * mib), {POOL: found}
+        )
+        return resizes(sizer)
+
+    assert sample(0.0, 512, 0) == [(POOL, 7)]
+    assert sample(1.0, 64, 7) == []
+    assert sample(2.0, 23, 7) == []  # 9 MB short, once
+    assert sample(3.0, 23, 7) == [(POOL, 6)]
+    assert sample(3.5, 15, 6) == [(POOL, 5)]  # below half the reserve
+    assert "available 15 MB (MemAvailable) is below the hard floor of 16 MB" in sizer.view(3.5, POOL).reasons[0]
