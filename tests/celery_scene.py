@@ -28,8 +28,8 @@ class CeleryWorker:
         template = templates.builtin()["celery"]
         values = template.values(
             {
-                "app": "celery_tasks:app",
-                "queues": "work",
+                "app": scene.app,
+                "queues": scene.queue,
                 "directory": str(TESTS),
                 "arguments": ["--without-mingle", "--without-gossip", *arguments],
             },
@@ -109,7 +109,11 @@ class CeleryWorker:
 class CeleryScene:
     """Workers on one broker. `settings` are of Celery, for the workers that start after."""
 
-    def __init__(self, broker: BrokerServer, folder: Path) -> None:
+    def __init__(
+        self, broker: BrokerServer, folder: Path, *, app: str = "celery_tasks:app", queue: str = "work"
+    ) -> None:
+        self.app = app
+        self.queue = queue
         self.broker = broker
         self.folder = folder
         self.settings: dict[str, Any] = {"worker_soft_shutdown_timeout": 0.5, "worker_lost_wait": 0.5}

@@ -86,7 +86,7 @@ def test_a_configuration_that_is_read_later_is_set_right_too() -> None:
 
     assert _found(app) == {}
     assert (app.conf.task_acks_late, app.conf.worker_prefetch_multiplier) == (True, 1)
-    assert app.conf.broker_transport_options["visibility_timeout"] == 8100
+    assert app.conf.broker_transport_options["visibility_timeout"] == 9000
 
 
 def test_an_application_that_was_read_before_is_set_right_at_once() -> None:
@@ -114,7 +114,7 @@ def test_the_visibility_timeout_must_exceed_the_longest_task() -> None:
 
     found = _found(app)
 
-    assert found["broker_transport_options.visibility_timeout"].wanted == 8100
+    assert found["broker_transport_options.visibility_timeout"].wanted == 9000
     assert found["task long: time_limit"].present == 7200
 
 

@@ -4,6 +4,7 @@ One table serves three uses: `settings` writes it down, `lint` finds what an app
 sets just that. Whatever an application has set that is as safe stays as it is.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from celery.app import defaults
 #: Seconds.
 TASK_TIME_LIMIT: Final = 3_600.0
 TASK_SOFT_TIME_LIMIT: Final = 3_300.0
-#: Above the longest task by so much is a message hidden: a stop has its waits, clocks differ, the broker looks
-#: for overdue ones once in a while.
-VISIBILITY_MARGIN_SECONDS: Final = 900.0
+#: A message is hidden for so many times the longest task, and for some seconds more at least: it is taken
+#: before its task starts, and the clocks of hosts differ.
+VISIBILITY_RATIO: Final = 1.25
+VISIBILITY_MARGIN_SECONDS: Final = 5.0
 VISIBILITY_TIMEOUT: Final = 4_500
 MAX_TASKS_PER_CHILD: Final = 15
 SOFT_SHUTDOWN_TIMEOUT: Final = 10.0
@@ -108,6 +110,7 @@ def _rules(configuration: Any, longest: float) -> Iterator[_Rule]:
     on_redis = is_redis(getattr(configuration, "broker_read_url", None) or configuration.get("broker_url"))
     backend = getattr(configuration, "result_backend", None) or configuration.get("result_backend")
     limit = float(configuration.get("task_time_limit") or TASK_TIME_LIMIT)
+    hidden_seconds = max(longest * VISIBILITY_RATIO, longest + VISIBILITY_MARGIN_SECONDS)
     yield _Rule(
         "task_acks_late", bool, True, "a task that is acknowledged before it runs is lost with its worker"
     )
@@ -139,8 +142,8 @@ def _rules(configuration: Any, longest: float) -> Iterator[_Rule]:
     yield from _time_rules(limit)
     yield _Rule(
         _VISIBILITY,
-        lambda value: value is not None and float(value) >= longest + VISIBILITY_MARGIN_SECONDS,
-        max(VISIBILITY_TIMEOUT, int(longest + VISIBILITY_MARGIN_SECONDS)),
+        lambda value: value is not None and float(value) >= hidden_seconds,
+        max(VISIBILITY_TIMEOUT, math.ceil(hidden_seconds)),
         f"a task that takes longer is given to a second worker meanwhile: tasks may take {longest:g} s here, "
         "and without it 3600 s is the default",
         does_apply=on_redis,
