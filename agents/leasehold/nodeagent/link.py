@@ -83,6 +83,8 @@ class Link:
         self._ttl_seconds = 0.0
         self._told_revision = -1
         self._is_leaving = False
+        #: Number of the message that told so; 0: none yet.
+        self._leaving_number = 0
         self._has_overtaken = False
         self._is_left = asyncio.Event()
         #: Why the allocator refuses this node; empty: it does not.
@@ -216,6 +218,7 @@ class Link:
             async with asyncio.timeout(SILENCE_SECONDS):
                 await stream.send(message)
             if message.is_leaving:
+                self._leaving_number = sequence
                 await stream.half_close()
                 await asyncio.Event().wait()
             await asyncio.sleep(SPACING_SECONDS)
@@ -277,7 +280,7 @@ class Link:
                 self._ttl_seconds = terms.ttl_seconds
                 self._report_seconds = max(0.1, terms.report_interval_seconds)
             self._answered(response.answered_sequence)
-            if self._is_leaving and not self._has_news_left():
+            if 0 < self._leaving_number <= response.answered_sequence:
                 self._is_left.set()
             for order in response.orders:
                 if not order.HasField("epoch"):
@@ -295,9 +298,6 @@ class Link:
         self._deaths = {
             process: number for process, number in self._deaths.items() if not 0 < number <= sequence
         }
-
-    def _has_news_left(self) -> bool:
-        return bool(self._results or self._deaths)
 
     async def _carry_out(self, order: order_pb2.Order) -> None:
         result = await self._orders.answer(order)
