@@ -53,14 +53,25 @@ class Host:
         self.starts: list[float] = []
         self.stops: list[float] = []
         self.resizes: list[governor_effects.Resize] = []
-        self._names = {spec.name for spec in pools}
+        #: All that the governor wanted; to be emptied by whoever reads it.
+        self.effects: list[governor_effects.Effect] = []
+        #: PSI, percent: some, full; and the pages that were reclaimed in a second.
+        self.pressure: tuple[float | None, float | None, int | None] = (None, None, None)
+        self.names = {spec.name for spec in pools}
         self.governor = governor.Governor(host or settings.HostSettings(), pools, now=self.now)
 
     def memory(self) -> model.MemorySample:
         """What there is now."""
         held = sum(worker.held(self.now, self.ramp_seconds, self.use_bytes) for worker in self.workers)
         available = self.total_bytes - self.other_bytes - held + self.noise(self.now)
-        return model.MemorySample(total_bytes=self.total_bytes, available_bytes=max(0, available))
+        some, full, reclaimed = self.pressure
+        return model.MemorySample(
+            total_bytes=self.total_bytes,
+            available_bytes=max(0, available),
+            pressure_some_percent=some,
+            pressure_full_percent=full,
+            reclaimed_pages=reclaimed,
+        )
 
     def live(self, pool: str) -> int:
         """Workers of a pool that are not on their way out."""
@@ -82,22 +93,24 @@ class Host:
                 for worker in self.workers
                 if worker.pool == pool
             ]
-            for pool in self._names
+            for pool in self.names
         }
         self.governor.sample(self.now, self.memory(), seen)
-        self._carry_out()
+        self.carry_out()
 
     def run(self, seconds: float) -> None:
         """So many seconds."""
         for _ in range(int(seconds)):
             self.step()
 
-    def _carry_out(self) -> None:
-        for effect in self.governor.take_effects():
+    def carry_out(self, *, may_start: bool = True) -> None:
+        """Do what the governor wants: all stops, and one start where time has passed."""
+        taken = self.governor.take_effects()
+        self.effects += taken
+        for effect in taken:
             if isinstance(effect, governor_effects.Resize):
                 self.desired[effect.pool] = effect.desired
                 self.resizes.append(effect)
-        may_start = True
         for pool, desired in sorted(self.desired.items()):
             while self.live(pool) > desired:
                 newest = max(

@@ -345,6 +345,42 @@ def test_the_hard_floor_awaits_what_is_on_its_way_out_until_little_is_left() -> 
     assert resizes(sizer) == [(POOL, 6)]
 
 
+def test_a_check_that_shrinks_a_low_pool_leaves_the_floor_no_cause_to_take_from_a_high_one() -> None:
+    high, low = sizing_host.spec("high", priority=9, most=3), sizing_host.spec("low")
+    pools = [dataclasses.replace(each, threshold_bytes=0) for each in (high, low)]
+    sizer = governor.Governor(HOST, pools, now=0.0)
+    found = {"high": workers(3, pool="high"), "low": workers(3, pool="low")}
+    sizer.sample(0.0, memory(4.1), found)
+    sizer.sample(30.0, memory(2.5), found)
+    assert resizes(sizer)[2:] == []
+
+    sizer.sample(60.0, memory(0.5), found)
+
+    assert resizes(sizer) == [("low", 2)]
+
+
+def test_what_the_floor_left_of_a_paused_pool_is_what_a_later_agent_pauses_at() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    sizer.set_monitoring(1.0, POOL, False)
+    sizer.sample(2.0, memory(1.9), {POOL: workers(8)})
+    saves = [each for each in sizer.take_effects() if isinstance(each, governor_effects.SaveModes)]
+
+    later = begun(PLAIN, 8.1, workers(7), saved=saves[-1].modes)
+
+    assert resizes(later) == [(POOL, 7)]
+
+
+def test_within_the_hysteresis_of_the_threshold_the_reason_is_true() -> None:
+    sizer = begun(sizing_host.spec(threshold_gb=25), 24.5, [])
+    for check in range(1, 4):
+        sizer.sample(check * 30.0, memory(9.5), {POOL: workers(4)})
+
+    assert (
+        "one less: free 25.5 GB has not yet cleared by the hysteresis the threshold of 25.0 GB"
+        in sizer.view(90.0, POOL).reasons
+    )
+
+
 def test_full_pressure_awaits_a_slow_stop_for_a_minute_an_emergency_does_not() -> None:
     stops: dict[str, list[tuple[int, int, bool]]] = {}
     for name, full in (("calm", 20.0), ("alarmed", 50.0)):
@@ -435,5 +471,6 @@ def test_nothing_is_hard_wired_in_gigabytes() -> None:
     assert sample(1.0, 64, 7) == []
     assert sample(2.0, 23, 7) == []  # 9 MB short, once
     assert sample(3.0, 23, 7) == [(POOL, 6)]
-    assert sample(3.5, 15, 6) == [(POOL, 5)]  # below half the reserve
-    assert "available 15 MB (MemAvailable) is below the hard floor of 16 MB" in sizer.view(3.5, POOL).reasons[0]
+    assert sample(3.5, 15, 6) == []  # the stop begins
+    assert sample(4.0, 15, 6) == [(POOL, 5)]  # below half the reserve
+    assert "available 15 MB (MemAvailable) is below the hard floor of 16 MB" in sizer.view(4.0, POOL).reasons[0]

@@ -23,6 +23,8 @@ from leasehold.core.node import (
     sizing,
 )
 
+#: After any shrink: time for its stops to begin, so that they count as being on their way out.
+SETTLE_SECONDS: Final = 1.0
 #: After the hard floor stopped a worker: time for its memory to come back.
 FLOOR_PAUSE_SECONDS: Final = 5.0
 
@@ -49,7 +51,7 @@ class Governor:
         self._pressure = pressure.PressureWatch()
         self._slope = pressure.SlopeWatch()
         self._next_check_at = now
-        self._floor_quiet_until = -math.inf
+        self._floor_quiet_until = self._settling_until = -math.inf
         self._is_draining = False
         elapsed = max(0.0, now - saved.at_seconds) if saved is not None else 0.0
         for spec in pools:
@@ -258,7 +260,7 @@ class Governor:
     def _act_between_checks(self, now: float) -> None:
         """The hard floor and pressure stop one worker at once, and wait for what that brings."""
         memory = self._memory
-        if memory is None or self._is_draining:
+        if memory is None or self._is_draining or now < self._settling_until:
             return
         floor = self.host.reserve_bytes // 2
         leaving = self._leaving_bytes()
@@ -306,6 +308,8 @@ class Governor:
         before = pool.wanted
         pool.desired, pool.reasons = min(before, pool.live) - 1, (why,)
         self._decide(now, pool, before, trigger, is_urgent=is_urgent)
+        if pool.mode is model.PoolMode.PAUSED:
+            self._save(now)  # the number that it is paused at
 
     def _take_ladder(self, now: float, pool: pool_sizing.PoolSizing) -> None:
         """Replace or end workers that near their limit, and keep that among the decisions."""
@@ -401,6 +405,8 @@ class Governor:
         after = pool.wanted if after is None else after
         decision = self._decision(now, pool, before, after, trigger, pool.reasons)
         pool.is_told = True
+        if after < before:
+            self._settling_until = now + SETTLE_SECONDS
         pool.decisions.append(decision)
         self._effects.append(governor_effects.Resize(pool.name, after, is_urgent, decision))
 

@@ -27,7 +27,7 @@ _KEYS: Final = (
     "workers",
 )
 _WORKER_KEYS: Final = ("held_gb", "state")
-_STATES: Final = tuple(state.value for state in model.WorkerState if state in model.ALIVE_STATES)
+_STATES: Final = tuple(state.value for state in model.WorkerState)
 
 
 class Plan(TypedDict):
@@ -49,7 +49,7 @@ def run(document: object) -> Plan:
     least = _count(body, "min", "MIN_WORKERS")
     most = _count(body, "max", "MAX_WORKERS")
     if least > most:
-        raise _wrong("min", f"{least} is above max, which is {most}")
+        raise _wrong("min", f"{least} is above max, which is {most}{'' if 'max' in body else ' by default'}")
     limit_bytes = _gb(body, "worker_limit_gb", default=settings.DEFAULTS["WORKER_MEMORY_LIMIT_GB"])
     if limit_bytes == 0:
         raise _wrong("worker_limit_gb", "must be above 0")
@@ -79,14 +79,14 @@ def _worker(value: object, path: str) -> model.WorkerMemory:
     _check_keys(body, _WORKER_KEYS, f"{path}.")
     state = body.get("state", model.WorkerState.RUNNING.value)
     if state not in _STATES:
-        raise _wrong(f"{path}.state", f"{str(state)[:40]!r} is none of {', '.join(_STATES)}")
+        raise _wrong(f"{path}.state", _none_of(state, _STATES))
     held_bytes = _gb(body, "held_gb", default="0", path=f"{path}.held_gb")
     return model.WorkerMemory(name=path, state=model.WorkerState(state), held_bytes=held_bytes)
 
 
 def _formula(value: object) -> settings.Formula:
     if not isinstance(value, str) or value not in list(settings.Formula):
-        raise _wrong("formula", f"{str(value)[:40]!r} is none of {', '.join(settings.Formula)}")
+        raise _wrong("formula", _none_of(value, tuple(settings.Formula)))
     return settings.Formula(value)
 
 
@@ -122,9 +122,24 @@ def _mapping(value: object, path: str) -> Mapping[str, Any]:
 def _check_keys(body: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
     for key in body:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; {near[0]} was probably meant" if near else f"; known are {', '.join(known)}"
-            raise _wrong(f"{prefix}{key[:63]}", f"is no key{hint}")
+            hint = _meant(key, known) or f"; known are {', '.join(known)}"
+            raise _wrong(f"{prefix}{_shown(key)}", f"is no key{hint}")
+
+
+def _none_of(value: object, known: Sequence[str]) -> str:
+    hint = _meant(value, known) if isinstance(value, str) else ""
+    return f"{str(value)[:40]!r} is none of {', '.join(known)}{hint}"
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word[:64].lower(), known, n=1, cutoff=0.5)
+    return f"; {near[0]} was probably meant" if near else ""
+
+
+def _shown(key: object) -> str:
+    """A key from outside, fit for one line of an error."""
+    line = str(key).encode("unicode_escape").decode("ascii") or '""'
+    return line if len(line) <= 60 else line[:57] + "..."
 
 
 def _wrong(path: str, why: str) -> errors.InvalidArgument:

@@ -181,6 +181,8 @@ class PoolSizing:
     def _summary(self, is_draining: bool) -> str:
         running = self.live
         over = "; overcommitted: MIN is more than memory allows" if self.is_overcommitted else ""
+        if self.is_overcommitted and self.mode is model.PoolMode.PAUSED:
+            over = "; overcommitted: memory allows fewer"
         if is_draining:
             return f"draining, running {running}"
         if self.mode is model.PoolMode.STOPPED:

@@ -151,7 +151,9 @@ def explained(found: Room, live: int, limit_bytes: int, by_memory: int, *, other
 def below_threshold(found: Room, threshold_bytes: int) -> str:
     """Why the threshold takes one, for people."""
     name = "free" if found.formula is settings.Formula.MANAGED else "available"
-    return f"{name} {amounts.text(found.judged)} is below the threshold of {amounts.text(threshold_bytes)}"
+    is_below = found.judged < threshold_bytes
+    how = "is below" if is_below else "has not yet cleared by the hysteresis"
+    return f"{name} {amounts.text(found.judged)} {how} the threshold of {amounts.text(threshold_bytes)}"
 
 
 def numbers(found: Room, *, limit_bytes: int, threshold_bytes: int, live: int) -> dict[str, float]:
