@@ -21,7 +21,7 @@ from typing import Any
 
 from leasehold.core import processes as core_processes
 from leasehold.core.node import model, worker_records
-from leasehold.nodeagent import cgroups, members, processes, state, worker_values
+from leasehold.nodeagent import cgroup_v1, cgroups, members, processes, state, worker_values
 from leasehold.runtime.identity import ProcessIdentity
 
 NODE = "test-host"
@@ -149,6 +149,14 @@ class Host:
         """The next agent on the same folder."""
         self.leave()
         return Host(self.path, made_in=self.cgroups)
+
+
+def own_cgroups() -> cgroups.Cgroups:
+    """Cgroups below this process's own, apart from those of tests that run beside."""
+    found = cgroups.detect()
+    if found.kind is not cgroups.CgroupKind.V1:
+        return found
+    return cgroup_v1.V1Cgroups(Path(found.detail).with_name(f"leasehold-test-{uuid.uuid4()}"))
 
 
 def pids_below(path: Path) -> list[int]:

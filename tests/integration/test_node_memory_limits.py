@@ -38,7 +38,7 @@ time.sleep(1000)
 
 @pytest.fixture
 async def host(tmp_path: Path) -> AsyncIterator[Host]:
-    made_in = cgroups.detect()
+    made_in = process_scene.own_cgroups()
     host = Host(tmp_path / "state", made_in=made_in)
     yield host
     host.leave()
@@ -130,18 +130,26 @@ async def test_the_worker_is_inside_and_its_shim_outside_and_the_cgroup_goes_wit
     await until(lambda: not path.exists(), "it is removed")
 
 
-async def test_what_left_the_session_is_found_in_the_cgroup(host: Host) -> None:
-    """Its environment is empty, and its session its own."""
-    worker_exit = await host.run(
-        1, ("sh", "-c", "env -i setsid sleep 999.25 & sleep 0.2; exit 0"), limit_bytes=LIMIT
+@pytest.mark.parametrize("is_shim_there", [True, False])
+async def test_what_left_the_session_is_found_in_the_cgroup(host: Host, is_shim_there: bool) -> None:
+    """Its environment is empty, and its session its own; the shim finds it, or without one the agent."""
+    run_away = ("sh", "-c", "env -i setsid sleep 999.25 & sleep 1000")
+    worker_id = await host.start(1, run_away, limit_bytes=LIMIT)
+    (pid,) = await until(
+        lambda: [stat.pid for stat in members.all_stats() if command_line(stat.pid) == b"sleep\x00999.25\x00"],
+        "it has run away",
     )
-    assert worker_exit.cause is ExitCause.CLEAN
-    found = [stat.pid for stat in members.all_stats() if b"999.25" in command_line(stat.pid)]
-    if is_limiting(host):
-        await until(lambda: [pid for pid in found if b"999.25" in command_line(pid)] == [], "it is killed")
-    else:
-        for stat in filter(None, map(members.stat_of, found)):
-            members.send(identities.identify(stat.pid), signal.SIGKILL)
+    stray = identities.identify(pid)
+    try:
+        if not is_shim_there:
+            members.send(host.shim(worker_id), signal.SIGKILL)
+        members.send(host.main(worker_id), signal.SIGKILL)
+        await host.end_of(worker_id)
+
+        if is_limiting(host):
+            await until(lambda: not is_alive(stray), "it is killed")
+    finally:
+        members.send(stray, signal.SIGKILL)
 
 
 def unwrap(host: Host, worker_id: str) -> ProcessStatus:

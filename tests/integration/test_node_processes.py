@@ -1,6 +1,7 @@
 """Workers under shims, for real: how they end is told truly and at once, and nothing of them stays."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from leasehold.core import errors
 from leasehold.core.node import model
 from leasehold.core.node.model import ExitCause, SignalScope
 from leasehold.nodeagent import members, worker_values
+from leasehold.runtime import identity as identities
 from process_scene import SLEEP, STUBBORN, Host, is_alive, proc_text, python, until
 
 
@@ -118,6 +120,33 @@ async def test_a_shim_is_not_ended_by_signals_that_a_terminal_or_an_operator_sen
     members.send(host.main(worker_id), signal.SIGTERM)
 
     assert (await host.end_of(worker_id)).signal == signal.SIGTERM
+
+
+async def test_a_shim_that_has_just_begun_hears_no_signal_either(host: Host) -> None:
+    for number in range(1, 6):
+        spec = process_scene.start_spec(number, SLEEP)
+        host.processes.start(spec)
+        # Its worker's process looks the same for a moment; the shim is the first.
+        pid = await until(
+            lambda: min(filter(members.is_shim, process_scene.pids_below(host.path)), default=0),
+            "its shim is there",
+        )
+        shim = identities.identify(pid)
+        for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            members.send(shim, ignored)
+        await until(lambda: spec.worker_id in host.started, f"it starts: {host.ended}")  # noqa: B023
+        host.processes.kill_all(spec.worker_id)
+        await host.end_of(spec.worker_id)
+        await until(lambda: process_scene.pids_below(host.path) == [], "it is gone")
+
+
+async def test_a_signal_to_an_old_identity_reaches_nobody(host: Host) -> None:
+    worker_id = await host.start(1, SLEEP)
+    main = host.main(worker_id)
+    earlier = dataclasses.replace(main, start_time_ticks=main.start_time_ticks - 1)
+
+    assert not members.send(earlier, signal.SIGKILL)
+    assert is_alive(main)
 
 
 async def test_the_death_of_a_worker_is_seen_within_a_tenth_of_a_second(host: Host) -> None:

@@ -46,7 +46,11 @@ def test_an_idle_worker_goes_first_then_the_newest_and_one_at_a_time() -> None:
         WorkerState.RUNNING,
         WorkerState.RUNNING,
     ]
+    scene.machine.tick(scene.now)
+    scene.drive()
+    assert scene.machine.count(WorkerState.STOPPING) == 1
     scene.tell_ended(second, exited(0))
+    scene.pass_time(50.0)
     assert scene.state(fourth) is WorkerState.STOPPING
     assert scene.state(third) is WorkerState.RUNNING
     scene.tell_ended(fourth, exited(0))

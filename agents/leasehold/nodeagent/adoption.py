@@ -168,12 +168,15 @@ class Surveyor:
 
     def _shim(self, folder: WorkerFolder, told: ShimRecord | None) -> ProcessIdentity | None:
         """The worker's shim, if it lives. Its environment is never overwritten, so that is all it needs."""
-        for pid in self._survey.processes.get(folder.worker_id, []):
-            if members.is_shim(pid) and (told is None or told.shim.pid == pid):
-                try:
-                    return identities.identify(pid)
-                except errors.NotFound:
-                    return None
+        stats = [members.stat_of(pid) for pid in self._survey.processes.get(folder.worker_id, [])]
+        shims = [stat for stat in stats if stat is not None and not stat.is_dead and members.is_shim(stat.pid)]
+        # The worker's own process looks like its parent until it executes its program.
+        first = [stat for stat in shims if stat.parent not in {other.pid for other in shims}]
+        for stat in first:
+            if told is None or told.shim.pid == stat.pid:
+                return ProcessIdentity(
+                    self._boot_id, identities.pid_namespace(), stat.pid, stat.start_time_ticks
+                )
         return None
 
     def _main_by_token(self, folder: WorkerFolder) -> ProcessIdentity | None:
