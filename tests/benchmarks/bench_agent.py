@@ -1,4 +1,4 @@
-"""The node agent: what it costs with 8 workers, how soon it sees a death, how soon the next one has 50 workers."""
+"""The node agent: its cost with 8 workers, how soon it sees a death, how soon the next one has 50 workers."""
 
 import contextlib
 import datetime
