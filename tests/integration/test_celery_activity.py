@@ -55,3 +55,14 @@ async def test_a_folder_that_cannot_be_written_harms_no_task(scene: CeleryScene)
 
     await scene.until_count("completed", "a")
     assert worker.log().count("activity_unwritten") <= 2, "told once by each process"
+
+
+async def test_a_log_that_was_renamed_is_opened_anew(scene: CeleryScene) -> None:
+    worker = await scene.start()
+    worker.log_path.rename(worker.log_path.with_suffix(".log.1"))
+    scene.submit("work", "a")
+    await scene.until_count("started", "a")
+    scene.open("a")
+
+    await until(lambda: worker.log_path.exists() and "succeeded" in worker.log(), "both processes log there")
+    assert "received" in worker.log()
