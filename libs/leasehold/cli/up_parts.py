@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 from leasehold import devstack
@@ -64,14 +64,26 @@ def start_gateway(stack: devstack.Stack, port: int, addresses: Sequence[str]) ->
     return child
 
 
-def spawn_agent(stack: devstack.Stack, config: pathlib.Path, addresses: Sequence[str]) -> devstack.Child:
-    """Start an agent whose workers end with it, after what a killed one has left was ended."""
+def spawn_agent(
+    stack: devstack.Stack,
+    config: pathlib.Path,
+    addresses: Sequence[str],
+    *,
+    adopts: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> devstack.Child:
+    """Start an agent whose workers end with it.
+
+    What a killed one has left is ended first, or (`adopts`) is there for it to adopt. `env` is added to this
+    process's own.
+    """
     folder = state_dir(stack.data_dir)
-    end_leftovers(stack.data_dir)
+    if not adopts:
+        end_leftovers(stack.data_dir)
     command = [sys.executable, "-m", "leasehold.nodeagent", "--ephemeral", f"--config={config}"]
     command += [f"--state-dir={folder}", f"--addr={','.join(addresses)}"]
-    env = {name: text for name, text in os.environ.items() if name != agent_paths.SOCKET_VARIABLE}
-    return stack.spawn("agent", command, env=env)
+    inherited = {name: text for name, text in os.environ.items() if name != agent_paths.SOCKET_VARIABLE}
+    return stack.spawn("agent", command, env={**inherited, **(env or {})})
 
 
 def wait_for_agent(child: devstack.Child, data_dir: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import socket
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
 from leasehold.core import errors
 from leasehold.core.budget import model, quantity
 from leasehold.demo import plan
+from leasehold.devstack import ports
 from leasehold.rpc import budget_codec
 
 READY_SECONDS = 30.0
@@ -33,30 +33,27 @@ def allocator(address: str | None, data_dir: pathlib.Path, announce: Callable[[s
         yield address
         return
     with devstack.Stack(data_dir, announce=announce) as stack:
-        address = f"127.0.0.1:{_free_port()}"
-        child = stack.spawn(
-            "allocator",
-            [sys.executable, "-m", "leasehold.allocator", "--listen", address],
-            env={
-                **os.environ,
-                "LEASEHOLD_ETCD_ENDPOINTS": ",".join(stack.etcd_endpoints),
-                "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
-            },
-        )
-        began_seconds = time.monotonic()
-        with grpc.insecure_channel(address) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            child.wait_until(
-                lambda: _is_serving(health), timeout_seconds=READY_SECONDS, cancel=threading.Event()
-            )
-        announce(f"the allocator serves on {address}, {time.monotonic() - began_seconds:.1f} s")
-        yield address
+        yield start_allocator(stack, announce)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+def start_allocator(stack: devstack.Stack, announce: Callable[[str], None]) -> str:
+    """Start an allocator on a free port; its address, once it serves. Raises `Unavailable` if it does not."""
+    address = f"{ports.HOST}:{ports.free_port()}"
+    child = stack.spawn(
+        "allocator",
+        [sys.executable, "-m", "leasehold.allocator", "--listen", address],
+        env={
+            **os.environ,
+            "LEASEHOLD_ETCD_ENDPOINTS": ",".join(stack.etcd_endpoints),
+            "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
+        },
+    )
+    began_seconds = time.monotonic()
+    with grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        child.wait_until(lambda: _is_serving(health), timeout_seconds=READY_SECONDS, cancel=threading.Event())
+    announce(f"the allocator serves on {address}, {time.monotonic() - began_seconds:.1f} s")
+    return address
 
 
 def _is_serving(health: health_pb2_grpc.HealthStub) -> bool:

@@ -1,0 +1,134 @@
+"""The workers' scenes: a real Celery pool on a real broker, sized by memory, that no crash loses.
+
+``python -m leasehold.demo.pool_run``; `make run-workers` calls it.
+"""
+
+import argparse
+import pathlib
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+
+from leasehold.core import errors
+from leasehold.core.node import model
+from leasehold.demo import pool_auditor, pool_plan, pool_scenes, pool_stack, pool_view, report
+from leasehold.sim import auditor
+from rich import console
+
+EXIT_BROKEN = 1
+EXIT_NOT_RUN = 2
+EXIT_INTERRUPTED = 130
+_WIDTH_MIN = 100
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m leasehold.demo.pool_run",
+        description="A Celery pool that grows and shrinks with memory, and that no SIGKILL loses.",
+        epilog="Exit codes: 0 every claim held, 1 a claim is broken, 2 it could not be run, 130 interrupted.",
+    )
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        default=pathlib.Path(".leasehold") / "workers",
+        help="servers' data, the ledger and the logs of the last run",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the scenes; see the exit codes in `--help`."""
+    options = _options(arguments)
+    # As Ctrl-C does: every block below ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    screen = console.Console()
+    if not screen.is_terminal:
+        screen = console.Console(width=_WIDTH_MIN)
+    try:
+        pool_stack.check_installed()
+        return _run(options.folder, screen)
+    except errors.LeaseholdError as error:
+        sys.stderr.write(f"the scenes could not be run: {error.message}\n")
+        return EXIT_NOT_RUN
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; everything that was started has ended\n")
+        return EXIT_INTERRUPTED
+
+
+def _run(folder: pathlib.Path, screen: console.Console) -> int:
+    script = pool_plan.Script()
+    _say(screen, _told(script))
+    shutil.rmtree(folder / "stack" / "agent" / "logs", ignore_errors=True)
+    with pool_stack.host(folder, lambda line: _say(screen, line)) as host:
+        with pool_view.on(screen) as shown:
+            seen = pool_scenes.Player(host, script, shown.say, shown.draw).play()
+        verdict = pool_auditor.audit(host.ledger_file)
+    found = claims(seen, verdict)
+    _say(screen, verdict.text())
+    for line in report.verdict_lines(found):
+        _say(screen, line)
+    _say(screen, f"judge the ledger again: {sys.executable} -m leasehold.demo.pool_auditor {host.ledger_file}")
+    broken = [claim.name for claim in found if not claim.is_upheld]
+    for name in broken:
+        sys.stderr.write(f"broken claim: {name}\n")
+    return EXIT_BROKEN if broken else 0
+
+
+def claims(seen: pool_scenes.Seen, verdict: pool_auditor.Verdict) -> list[auditor.Claim]:
+    """Every claim about a run."""
+    kept = [life for life, pid in seen.before_agent.items() if seen.after_agent.get(life) == pid]
+    interrupted = [task for task in verdict.run_again if task != seen.killed_task]
+    return [
+        auditor.Claim("every task was completed once", verdict.is_sound, verdict.text()),
+        auditor.Claim(
+            "the pool grew to its optimum",
+            seen.most_ample == pool_plan.WORKERS_AMPLE,
+            f"{seen.most_ample} of {pool_plan.WORKERS_AMPLE} workers",
+        ),
+        auditor.Claim(
+            "it shrank when memory got tight",
+            seen.fewest_tight == pool_plan.WORKERS_TIGHT,
+            f"to {seen.fewest_tight}; memory allowed {pool_plan.WORKERS_TIGHT}",
+        ),
+        auditor.Claim(
+            "it grew again with the memory",
+            seen.most_again == pool_plan.WORKERS_AMPLE,
+            f"{seen.most_again} of {pool_plan.WORKERS_AMPLE} workers",
+        ),
+        auditor.Claim(
+            "no task but the killed worker's was interrupted",
+            not interrupted,
+            f"interrupted: {', '.join(interrupted) or 'none'}; the killed worker's: {seen.killed_task}",
+        ),
+        auditor.Claim(
+            "workers never held more than the budget",
+            seen.over_budget_bytes <= 0,
+            f"at most {seen.held_bytes_max / model.MIB:.0f} of {pool_plan.AMPLE_MB} MB",
+        ),
+        auditor.Claim(
+            "the killed worker's end is told", "SIGKILL" in seen.kill_told, seen.kill_told or "it was not told"
+        ),
+        auditor.Claim(
+            "every worker outlived its agent, and the next one adopted it",
+            bool(seen.before_agent) and len(kept) == len(seen.before_agent) and seen.adopted >= len(kept),
+            f"{len(kept)} of {len(seen.before_agent)} with their PIDs, {seen.adopted} adopted",
+        ),
+    ]
+
+
+def _told(script: pool_plan.Script) -> str:
+    return (
+        f"a pool of Celery workers with a limit of {pool_plan.WORKER_LIMIT_MB} MB each, an agent that may use "
+        f"{pool_plan.AMPLE_MB} MB of this host,\n"
+        f"and tasks that take {pool_plan.TASK_MB} MB for {script.task_seconds_min:g} to "
+        f"{script.task_seconds_max:g} s; {script.tasks_per_second:g} a second for {script.feed_until:g} s"
+    )
+
+
+def _say(screen: console.Console, line: str) -> None:
+    screen.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
