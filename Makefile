@@ -9,7 +9,7 @@ SOURCES := libs services agents tests
 # Most tests wait for real processes: two workers a processor keep both processors busy.
 WORKERS ?= $(shell echo $$(( 2 * $$(nproc) )))
 
-.PHONY: help run up test soak check fmt lint types imports proto proto-check bench lock clean
+.PHONY: help run run-workers up test soak check fmt lint types imports proto proto-check bench lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -17,7 +17,10 @@ help: ## Show the targets
 run: $(VENV_RUN)/.ready ## Set everything up and run the main job: workers share a budget on a replayed trace
 	@$(VENV_RUN)/bin/python -m leasehold.demo $(ARGS)
 
-up: $(VENV_RUN)/.ready ## Start etcd, Postgres and an allocator here, until Ctrl-C
+run-workers: $(VENV_RUN)/.ready ## The second scene: a Celery pool that memory sizes and no SIGKILL loses
+	@$(VENV_RUN)/bin/python -m leasehold.demo.pool_run $(ARGS)
+
+up: $(VENV_RUN)/.ready ## Start the whole system here, until Ctrl-C
 	@$(VENV_RUN)/bin/leasehold up $(ARGS)
 
 test: $(VENV)/.ready ## Run the tests, real etcd and Postgres included

@@ -4,9 +4,10 @@ import pathlib
 from dataclasses import dataclass
 from typing import Final
 
+from leasehold.demo import pool_app
+
 POOL: Final = "translation"
 NODE: Final = "demo"
-QUEUE: Final = "translation"
 
 #: A Celery worker with one child holds 60 to 70 MB idle; a task takes 24 more.
 WORKER_LIMIT_MB: Final = 112
@@ -19,10 +20,6 @@ AMPLE_MB: Final = RESERVE_MB + 6 * WORKER_LIMIT_MB + 32
 TIGHT_MB: Final = RESERVE_MB + 3 * WORKER_LIMIT_MB + 32
 WORKERS_AMPLE: Final = 6
 WORKERS_TIGHT: Final = 3
-
-TASK_TIME_LIMIT_SECONDS: Final = 12
-#: Above the longest task; a killed worker's task is hidden for so long. (Elsewhere it is more than an hour.)
-VISIBILITY_TIMEOUT_SECONDS: Final = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +70,18 @@ pools:
     template: celery
     parameters:
       app: leasehold.demo.pool_app
-      queues: {QUEUE}
-      task_time_limit: {TASK_TIME_LIMIT_SECONDS}
-      task_soft_time_limit: {TASK_TIME_LIMIT_SECONDS - 2}
-      soft_shutdown_timeout: 2
-      visibility_timeout: {VISIBILITY_TIMEOUT_SECONDS}
+      queues: {pool_app.QUEUE}
+      task_time_limit: {pool_app.TASK_TIME_LIMIT}
+      task_soft_time_limit: {pool_app.TASK_SOFT_TIME_LIMIT}
+      soft_shutdown_timeout: {pool_app.SOFT_SHUTDOWN_TIMEOUT}
+      visibility_timeout: {pool_app.VISIBILITY_TIMEOUT}
       max_tasks_per_child: 50
     min_workers: 1
     max_workers: {WORKERS_MAX}
     worker_memory_limit_gb: {_gb(WORKER_LIMIT_MB)}
     memory_threshold_gb: 0
     env:
-      POOL_LEDGER: {ledger}
+      {pool_app.LEDGER_VARIABLE}: {ledger}
 """
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from leasehold.core import errors
 from leasehold.core.node import model
-from leasehold.demo import pool_auditor, pool_plan, pool_scenes, pool_stack, pool_view, report
+from leasehold.demo import pool_audit, pool_plan, pool_scenes, pool_stack, pool_view, report
 from leasehold.sim import auditor
 from rich import console
 
@@ -62,25 +62,34 @@ def _run(folder: pathlib.Path, screen: console.Console) -> int:
     shutil.rmtree(folder / "stack" / "agent" / "logs", ignore_errors=True)
     with pool_stack.host(folder, lambda line: _say(screen, line)) as host:
         with pool_view.on(screen) as shown:
-            seen = pool_scenes.Player(host, script, shown.say, shown.draw).play()
-        verdict = pool_auditor.audit(host.ledger_file)
+            player = pool_scenes.Player(host, script, shown.say, shown.draw)
+            seen = player.play()
+        verdict = player.judge()
+        agents = " ".join(f"--agent-pid {pid}" for pid in host.agent_pids)
     found = claims(seen, verdict)
-    _say(screen, verdict.text())
+    for line in verdict.lines():
+        _say(screen, line)
     for line in report.verdict_lines(found):
         _say(screen, line)
-    _say(screen, f"judge the ledger again: {sys.executable} -m leasehold.demo.pool_auditor {host.ledger_file}")
+    command = f"{sys.executable} -m leasehold.demo.pool_ledger audit {host.ledger_file} {agents}"
+    _say(screen, f"judge the ledger again: {command}")
     broken = [claim.name for claim in found if not claim.is_upheld]
     for name in broken:
         sys.stderr.write(f"broken claim: {name}\n")
     return EXIT_BROKEN if broken else 0
 
 
-def claims(seen: pool_scenes.Seen, verdict: pool_auditor.Verdict) -> list[auditor.Claim]:
+def claims(seen: pool_scenes.Seen, verdict: pool_audit.Verdict) -> list[auditor.Claim]:
     """Every claim about a run."""
     kept = [life for life, pid in seen.before_agent.items() if seen.after_agent.get(life) == pid]
-    interrupted = [task for task in verdict.run_again if task != seen.killed_task]
+    interrupted = [task for task in verdict.interrupted_and_run_again if task != seen.killed_task]
     return [
-        auditor.Claim("every task was completed once", verdict.is_sound, verdict.text()),
+        auditor.Claim(
+            "every task was completed once, and no agent wrote into the ledger",
+            verdict.is_good,
+            f"{verdict.submitted} submitted = {verdict.completed_once} completed once, "
+            f"lost {len(verdict.lost)}, completed twice {len(verdict.completed_twice)}",
+        ),
         auditor.Claim(
             "the pool grew to its optimum",
             seen.most_ample == pool_plan.WORKERS_AMPLE,

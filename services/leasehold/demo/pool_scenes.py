@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from leasehold.api.node.v1 import node_pb2, pool_pb2, worker_pb2
-from leasehold.core import errors
 from leasehold.core.node import model
-from leasehold.demo import pool_auditor, pool_ledger, pool_plan, pool_stack
+from leasehold.demo import journal, pool_app, pool_audit, pool_plan, pool_stack
 from leasehold.runtime import identity
 
 STEP_SECONDS = 0.2
@@ -36,7 +35,6 @@ class Seen:
     before_agent: dict[str, int] = field(default_factory=dict)
     after_agent: dict[str, int] = field(default_factory=dict)
     adopted: int = 0
-    decisions: list[pool_pb2.PoolDecision] = field(default_factory=list)
     ended_seconds: float = 0.0
 
 
@@ -48,7 +46,7 @@ class Player:
         host: pool_stack.Host,
         script: pool_plan.Script,
         say: Callable[[float, str], None],
-        draw: Callable[[float, node_pb2.NodeStatus | None, pool_auditor.Verdict], None],
+        draw: Callable[[float, node_pb2.NodeStatus | None, pool_audit.Verdict], None],
     ) -> None:
         self.seen = Seen()
         self._host = host
@@ -59,7 +57,7 @@ class Player:
         self._began = time.monotonic()
         self._fed = 0
         self._next_look = 0.0
-        self._told: set[int] = set()
+        self._told: set[tuple[int, int]] = set()
         self._title = ""
         self._steps: list[tuple[float, Callable[[], None]]] = [
             (script.tight_at, lambda: self._set_budget(pool_plan.TIGHT_MB)),
@@ -72,7 +70,7 @@ class Player:
     def play(self) -> Seen:
         """Run to the end: until every task is done, or the script's last instant."""
         self._began = time.monotonic()
-        next_audit, verdict = 0.0, pool_auditor.audit(self._host.ledger_file)
+        next_audit, verdict = 0.0, self.judge()
         while True:
             now = self._elapsed()
             self._announce_scene(now)
@@ -80,13 +78,17 @@ class Player:
                 self._steps.pop(0)[1]()
             self._feed(now)
             if now >= next_audit:
-                next_audit, verdict = now + DONE_LOOK_SECONDS, pool_auditor.audit(self._host.ledger_file)
+                next_audit, verdict = now + DONE_LOOK_SECONDS, self.judge()
             self._look(now, verdict)
-            is_done = not self._steps and now >= self._script.feed_until and verdict.is_sound
+            is_done = not self._steps and now >= self._script.feed_until and verdict.is_good
             if is_done or now >= self._script.end_at:
                 self.seen.ended_seconds = now
                 return self.seen
             time.sleep(STEP_SECONDS)
+
+    def judge(self) -> pool_audit.Verdict:
+        """What the ledger says now."""
+        return pool_audit.judge(journal.read(self._host.ledger_file), forbidden_pids=self._host.agent_pids)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
@@ -99,15 +101,18 @@ class Player:
 
     def _feed(self, now: float) -> None:
         """As many tasks as are due; told to the ledger before they are queued."""
-        from leasehold.demo import pool_app
-
         due = int(min(now, self._script.feed_until) * self._script.tasks_per_second) + 8
         while self._fed < due:
             self._fed += 1
             task_id = f"task-{self._fed:04d}"
             seconds = self._random.uniform(self._script.task_seconds_min, self._script.task_seconds_max)
-            pool_ledger.tell(pool_ledger.SUBMITTED, task_id)
-            pool_app.take_memory.apply_async((seconds, pool_plan.TASK_MB), task_id=task_id)
+            pool_app.submit(
+                self._host.broker_url,
+                str(self._host.ledger_address),
+                task_id,
+                memory_mib=pool_plan.TASK_MB,
+                seconds=seconds,
+            )
 
     # What happens
 
@@ -119,8 +124,9 @@ class Player:
         """The first that has a task."""
         pool = self._pool(self._host.status())
         busy = [worker for worker in pool_stack.alive(pool) if worker.is_busy] if pool is not None else []
-        if not busy:
-            raise errors.Unavailable("no worker is busy; there is none to be killed in the midst of a task")
+        if not busy:  # between two tasks: soon one has the next
+            self._steps.insert(0, (self._elapsed() + STEP_SECONDS, self._kill_worker))
+            return
         victim = busy[0]
         _kill(victim)
         self.seen.killed_worker, self.seen.killed_task = victim.worker_id, victim.task_id
@@ -148,7 +154,7 @@ class Player:
 
     # What is seen
 
-    def _look(self, now: float, verdict: pool_auditor.Verdict) -> None:
+    def _look(self, now: float, verdict: pool_audit.Verdict) -> None:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
@@ -164,7 +170,7 @@ class Player:
         seen.held_bytes_max = max(seen.held_bytes_max, held)
         is_tight = script.tight_at <= now < script.ample_at
         # Running tasks are waited for after the budget was lowered; so long more may be held.
-        if not is_tight or now >= script.tight_at + pool_plan.TASK_TIME_LIMIT_SECONDS:
+        if not is_tight or now >= script.tight_at + pool_app.TASK_TIME_LIMIT:
             budget_mb = pool_plan.TIGHT_MB if is_tight else pool_plan.AMPLE_MB
             seen.over_budget_bytes = max(seen.over_budget_bytes, held - budget_mb * model.MIB)
         if now < script.tight_at:
@@ -180,10 +186,10 @@ class Player:
 
     def _keep_decisions(self) -> None:
         for decision in self._host.decisions():
-            key = hash((decision.decide_time.ToNanoseconds(), decision.decision_id))
-            if key not in self._told:
+            # Each agent counts its own.
+            key = (len(self._host.agent_pids), decision.decision_id)
+            if key not in self._told and decision.before != decision.after:
                 self._told.add(key)
-                self.seen.decisions.append(decision)
                 self._say(
                     self._elapsed(),
                     f"scaling: {decision.before} -> {decision.after} workers; {'; '.join(decision.reasons)}",

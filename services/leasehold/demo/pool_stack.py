@@ -18,7 +18,7 @@ from leasehold.api.node.v1 import agent_service_pb2_grpc as wire_grpc
 from leasehold.api.node.v1 import node_pb2, order_pb2, pool_pb2, worker_pb2
 from leasehold.cli import up_parts
 from leasehold.core import errors
-from leasehold.demo import pool_ledger, pool_plan, stack
+from leasehold.demo import pool_plan, stack
 from leasehold.devstack import ports
 
 READY_SECONDS = 30.0
@@ -46,6 +46,8 @@ class Host:
         self._config = folder / "agent.yaml"
         self._agent: devstack.Child | None = None
         self._channel: grpc.Channel | None = None
+        #: PIDs of all agents so far: none of them may have written into the ledger.
+        self.agent_pids: list[int] = []
 
     # Beginning and end
 
@@ -72,13 +74,10 @@ class Host:
 
     def _start_ledger(self) -> None:
         self.ledger_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "leasehold.demo.pool_ledger"]
-        command += ["--address", str(self.ledger_address), "--file", str(self.ledger_file)]
+        command = [sys.executable, "-m", "leasehold.demo.pool_ledger", "serve"]
+        command += ["--socket", str(self.ledger_address), "--log", str(self.ledger_file)]
         child = self._parts.spawn("ledger", command)
         child.wait_until(self.ledger_address.exists, timeout_seconds=READY_SECONDS, cancel=threading.Event())
-        # For the feeder, in this process.
-        os.environ[pool_ledger.ADDRESS_VARIABLE] = str(self.ledger_address)
-        os.environ["CELERY_BROKER_URL"] = self.broker_url
 
     def start_agent(self, *, adopts: bool) -> None:
         """Start an agent; returns when it answers."""
@@ -91,6 +90,7 @@ class Host:
         )
         up_parts.wait_for_agent(child, self._parts.data_dir)
         self._agent = child
+        self.agent_pids.append(child.pid)
 
     def close(self) -> None:
         """Close the connection to the agent."""

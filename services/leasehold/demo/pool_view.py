@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 from leasehold.api.node.v1 import node_pb2, pool_pb2, worker_pb2
 from leasehold.core.node import model
-from leasehold.demo import pool_auditor, pool_plan, pool_stack
+from leasehold.demo import pool_audit, pool_plan, pool_stack
 from rich import box, console, live, table, text
 
 BAR_WIDTH = 10
@@ -20,7 +20,7 @@ class View(Protocol):
     def say(self, seconds: float, line: str) -> None:
         """Something happened."""
 
-    def draw(self, seconds: float, status: node_pb2.NodeStatus | None, verdict: pool_auditor.Verdict) -> None:
+    def draw(self, seconds: float, status: node_pb2.NodeStatus | None, verdict: pool_audit.Verdict) -> None:
         """How it stands."""
 
     def __enter__(self) -> Self: ...
@@ -46,7 +46,7 @@ class LineView:
         """Print it."""
         self._screen.print(f"{seconds:6.1f} s  {line}", highlight=False, markup=False, soft_wrap=True)
 
-    def draw(self, seconds: float, status: node_pb2.NodeStatus | None, verdict: pool_auditor.Verdict) -> None:
+    def draw(self, seconds: float, status: node_pb2.NodeStatus | None, verdict: pool_audit.Verdict) -> None:
         """Print a line each 5 s."""
         if seconds >= self._next_seconds:
             self._next_seconds += LINE_EVERY_SECONDS
@@ -75,7 +75,7 @@ class LiveView:
             self._title = line.strip("- ")
         self._lines.append(f"{seconds:6.1f} s  {line}")
 
-    def draw(self, seconds: float, status: node_pb2.NodeStatus | None, verdict: pool_auditor.Verdict) -> None:
+    def draw(self, seconds: float, status: node_pb2.NodeStatus | None, verdict: pool_audit.Verdict) -> None:
         """Draw the picture."""
         heading = text.Text.assemble((self._title, "bold"), f"   {seconds:.0f} s")
         lines = [text.Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in self._lines]
@@ -95,7 +95,7 @@ class LiveView:
         self._live.__exit__(kind, error, trace)
 
 
-def _line(status: node_pb2.NodeStatus | None, verdict: pool_auditor.Verdict) -> str:
+def _line(status: node_pb2.NodeStatus | None, verdict: pool_audit.Verdict) -> str:
     done = f"done {verdict.completed_once}/{verdict.submitted}"
     pools = [pool for pool in status.pools if pool.name == pool_plan.POOL] if status is not None else []
     if status is None or not pools:
