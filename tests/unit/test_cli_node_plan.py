@@ -1,4 +1,4 @@
-"""`leasehold node plan`: a document in, the optimum and reasons out, no server; and what it says of bad input."""
+"""`leasehold node plan`: a document in, the optimum and reasons out, no server; what it says of bad input."""
 
 import io
 import json
