@@ -65,6 +65,9 @@ class Scene:
     def state(self, name: str = "r620-1") -> NodeState:
         return self.registry.get(name).state
 
+    def is_mass_loss(self) -> bool:
+        return self.registry.is_mass_loss
+
     def puts(self, name: str = "r620-1") -> list[model.NodeRecord]:
         found = [each for each in self.effects if isinstance(each, registry_effects.PutNode)]
         return [each.record for each in found if each.record.name == name]
@@ -226,11 +229,11 @@ def test_most_nodes_lost_together_are_flagged_until_they_are_back() -> None:
         scene.until(scene.now + 1.0)
         scene.report(0)
         scene.report(1)
-    assert scene.registry.is_mass_loss
+    assert scene.is_mass_loss()
     assert scene.registry.counts() == {NodeState.READY: 2, NodeState.LOST: 8}
     for number in range(2, 7):
         scene.report(number)
-    assert not scene.registry.is_mass_loss
+    assert not scene.is_mass_loss()
     changes = [e for e in scene.effects if isinstance(e, registry_effects.MassLossChanged)]
     assert [(e.is_mass_loss, e.nodes) for e in changes] == [(True, 10), (False, 10)]
 

@@ -1,5 +1,6 @@
 """What a process counts of itself, over gRPC: for a gateway that hands it to Prometheus."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
@@ -13,23 +14,35 @@ _TEXT_BYTES_MAX: Final = 2**20
 
 
 class MetricsServicer(metrics_service_pb2_grpc.MetricsServiceServicer):
-    """MetricsService of a registry."""
+    """MetricsService of a registry, and of what `collect` puts into another at each exposition."""
 
-    def __init__(self, registry: metrics.Registry) -> None:
+    def __init__(
+        self, registry: metrics.Registry, collect: Callable[[metrics.Registry], None] | None = None
+    ) -> None:
         self._registry = registry
+        self._collect = collect
 
     async def ExposeMetrics(
         self, request: wire.ExposeMetricsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> wire.ExposeMetricsResponse:
         """Everything of the registry; whole lines only, where it would pass the bound."""
-        text = self._registry.expose()
+        text = ""
+        if self._collect is not None:
+            # Made anew: series of what is gone must not stay.
+            collected = metrics.Registry()
+            self._collect(collected)
+            text = collected.expose()
+        text += self._registry.expose()
         if len(text.encode()) > _TEXT_BYTES_MAX:
             text = text.encode()[:_TEXT_BYTES_MAX].decode("utf-8", "ignore").rpartition("\n")[0] + "\n"
         return wire.ExposeMetricsResponse(text=text)
 
 
-def add(server: servers.Server, registry: metrics.Registry) -> None:
+def add(
+    server: servers.Server,
+    registry: metrics.Registry,
+    collect: Callable[[metrics.Registry], None] | None = None,
+) -> None:
     """Offer it on a server, before that starts."""
-    server.add(
-        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, MetricsServicer(registry), _SERVICE
-    )
+    servicer = MetricsServicer(registry, collect)
+    server.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, servicer, _SERVICE)

@@ -1,11 +1,12 @@
 """Wiring: an allocator's parts, started and stopped in order."""
 
 import asyncio
+import functools
 import random
 from collections.abc import Mapping
 from typing import Any
 
-from leasehold.allocator import budget_file, config, leadership, node_servicer, records, servicer
+from leasehold.allocator import budget_file, config, gauges, leadership, node_servicer, records, servicer
 from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
 from leasehold.api.node.v1 import node_service_pb2, node_service_pb2_grpc
 from leasehold.core import errors
@@ -66,7 +67,7 @@ class _Allocator:
             node_servicer.NodeServicer(self._leader, self._server.draining),
             _NODES,
         )
-        metrics_service.add(self._server, registry)
+        metrics_service.add(self._server, registry, functools.partial(gauges.collect, leadership=self._leader))
         self._failure: errors.LeaseholdError | None = None
 
     async def serve(self) -> None:
