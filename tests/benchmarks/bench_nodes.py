@@ -63,7 +63,7 @@ def _reporting(plane: harness.Plane, count: int, seconds: float) -> list[harness
     if broken:
         raise RuntimeError(f"agents were cut off: {broken}")
     latencies = [latency for status in after for latency in status["latencies"]]
-    driver_cores = sum(b["cpu_seconds"] - a["cpu_seconds"] for a, b in zip(before, after, strict=True))
+    driver = sum(b["cpu_seconds"] - a["cpu_seconds"] for a, b in zip(before, after, strict=True))
     told = {
         "reports_per_second": round(len(latencies) / seconds),
         "intervals_seconds": after[0]["intervals"],
