@@ -44,6 +44,23 @@ def leasehold(
     )
 
 
+@contextlib.contextmanager
+def follow(worker: str, addr: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`leasehold workers logs -f` of a worker, from its last line; it is killed in the end."""
+    command = [*LEASEHOLD, "workers", "logs", "-f", "-n", "1", worker, "--addr", addr]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        # Whoever reads from it waits for its end at most so long.
+        patience = threading.Timer(PATIENCE_SECONDS, process.kill)
+        patience.start()
+        try:
+            yield process
+        finally:
+            patience.cancel()
+            process.kill()
+
+
 @dataclass
 class Up:
     """A running `leasehold up`."""

@@ -212,8 +212,7 @@ def test_what_is_ordered_from_a_shell_happens_to_real_processes(host: Host) -> N
 
 def test_a_followed_log_ends_with_its_worker(host: Host) -> None:
     name = f"naps_1@{host.node}"
-    follow = [*cli_scene.LEASEHOLD, "workers", "logs", "-f", "-n", "1", name, "--addr", host.addr]
-    with subprocess.Popen(follow, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as following:
+    with cli_scene.follow(name, host.addr) as following:
         assert following.stdout is not None
         assert following.stdout.readline() == b"tick\n"
         assert host.shell("workers", "stop", "--node", host.node).returncode == 0

@@ -186,6 +186,7 @@ def test_a_node_that_is_not_connected_is_exit_code_3_and_told_at_once(two: Scene
 
     assert (code, out) == (3, "")
     assert err == "leasehold: r620-1 is not connected\n"
+    assert [method for method, _ in two.fleet.calls].count("OrderNode") == 1
 
 
 def test_short_names_do_where_only_one_can_be_meant(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,33 +236,15 @@ def test_the_last_lines_of_a_log_are_printed_as_they_are(one: Scene) -> None:
     assert ran.stdout == b"two\xff\x1b[31m\nthree"
 
 
-def follow(scene: Scene) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [
-            *cli_scene.LEASEHOLD,
-            "workers",
-            "logs",
-            "-f",
-            "-n",
-            "1",
-            "transcription_1@r620-1",
-            "--addr",
-            scene.addr,
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 def test_a_log_is_followed_until_its_worker_has_ended(one: Scene) -> None:
     host = one.host("r620-1")
     host.logs["transcription_1@r620-1"] = b"zero\none\n"
-    with follow(one) as following:
+    with cli_scene.follow("transcription_1@r620-1", one.addr) as following:
         assert following.stdout is not None
         assert following.stdout.readline() == b"one\n"
-        host.logs["transcription_1@r620-1"] += b"two\n"
+        host.logs["transcription_1@r620-1"] += b"two\nand a half\n"
         assert following.stdout.readline() == b"two\n"
+        assert following.stdout.readline() == b"and a half\n"
         host.logs["transcription_1@r620-1"] += b"three\n"
         host._resize(host.pools["transcription"], 0)
         assert following.stdout.read() == b"three\n"
@@ -270,7 +253,7 @@ def test_a_log_is_followed_until_its_worker_has_ended(one: Scene) -> None:
 
 def test_following_a_log_ends_with_ctrl_c(one: Scene) -> None:
     one.host("r620-1").logs["transcription_1@r620-1"] = b"one\n"
-    with follow(one) as following:
+    with cli_scene.follow("transcription_1@r620-1", one.addr) as following:
         assert following.stdout is not None
         assert following.stdout.readline() == b"one\n"
         following.send_signal(signal.SIGINT)

@@ -13,6 +13,15 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "gateway_tls_ca_file",
         "LEASEHOLD_GATEWAY_LISTEN",
     ),
+    "an open address whose clients show nothing": (
+        {
+            "gateway_listen": "192.0.2.1:8000",
+            "gateway_tls_certificate_file": "/none.pem",
+            "gateway_tls_key_file": "/none.pem",
+        },
+        "gateway_tls_ca_file",
+        "--tls-ca-file",
+    ),
     "every interface without TLS": (
         {"gateway_listen": "0.0.0.0:8000"},
         "gateway_tls_ca_file",

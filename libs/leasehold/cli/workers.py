@@ -1,6 +1,7 @@
 """`leasehold workers`: list, scale, start and stop worker processes, and read what they write."""
 
 import codecs
+import time
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ TABLE, NAME = output.Format.TABLE, output.Format.NAME
 
 #: How long one question for new lines waits at the node.
 LOG_WAIT_SECONDS = 5.0
+LOG_PAUSE_SECONDS = 0.1
 HOLD_SECONDS_MAX = 30 * 86_400.0
 
 
@@ -198,6 +200,8 @@ def logs(
                 return
             reading = order_pb2.ReadLogOrder(worker=name, cursor=chunk.cursor)
             if follow:
+                if not chunk.data:  # a node that does not wait is not asked in a tight circle
+                    time.sleep(LOG_PAUSE_SECONDS)
                 reading.wait.CopyFrom(wire_values.encode_seconds(LOG_WAIT_SECONDS))
 
 
