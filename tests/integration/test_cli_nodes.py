@@ -15,6 +15,7 @@ import pytest
 import yaml
 from leasehold.api.node.v1 import node_pb2
 from leasehold.cli import main
+from leasehold.core import errors
 
 Ask = Callable[..., tuple[int, str, str]]
 
@@ -187,6 +188,17 @@ def test_a_node_that_is_not_connected_is_exit_code_3_and_told_at_once(two: Scene
     assert (code, out) == (3, "")
     assert err == "leasehold: r620-1 is not connected\n"
     assert [method for method, _ in two.fleet.calls].count("OrderNode") == 1
+
+
+def test_a_node_that_does_not_answer_is_told_in_the_leaders_own_words(one: Scene) -> None:
+    one.fleet.failure = errors.DeadlineExceeded(
+        "node r620-1 has not answered within 5 s", metadata={"node": "r620-1"}
+    )
+
+    code, out, err = one.ask("workers", "scale", "2", "--node", "r620-1")
+
+    assert (code, out) == (1, "")
+    assert err == "leasehold: node r620-1 has not answered within 5 s\n"
 
 
 def test_short_names_do_where_only_one_can_be_meant(capsys: pytest.CaptureFixture[str]) -> None:
