@@ -81,8 +81,8 @@ class AgentProcess:
         draft.chmod(0o600)
         draft.replace(self.config)
 
-    def start(self, *flags: str, wait: bool = True, env: Mapping[str, str] | None = None) -> None:
-        """Start an agent; with `wait`, until it answers."""
+    def start(self, *flags: str, wait: bool = True, stderr: int | None = None) -> None:
+        """Start an agent; with `wait`, until it answers. Its log goes to `stderr`, else to a file."""
         command = [sys.executable, "-m", "leasehold.nodeagent", f"--config={self.config}", "--node=here"]
         command += [f"--state-dir={self.state}", *(flags or ("--addr=none",))]
         with self.log.open("ab") as log:
@@ -90,9 +90,9 @@ class AgentProcess:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
+                stderr=log if stderr is None else stderr,
                 cwd=self.folder,
-                env={**os.environ, **self.settings, **(env or {})},
+                env={**os.environ, **self.settings},
                 start_new_session=True,
             )
         if wait:

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import agent_kit
+import grpc
 import pytest
 from agent_kit import AgentProcess, is_alive, until
-from leasehold.api.node.v1 import pool_pb2, worker_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
+from leasehold.api.node.v1 import agent_service_pb2, pool_pb2, worker_pb2
 from leasehold.core import errors
 
 SLEEPERS = """
@@ -351,3 +354,82 @@ def test_status_and_stop_from_the_command_line(idle: AgentProcess) -> None:
     assert not any(map(is_alive, workers.values()))
     gone = subprocess.run([*command, "--status"], capture_output=True, text=True, timeout=30, check=False)
     assert gone.returncode == 3
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
+    """Its log goes into a pipe whose reader stalls: 64 KiB, then no more."""
+    agent = AgentProcess(tmp_path, (SLEEPERS % 1).replace("sleep", "'true'").replace('["86397"]', '[""]'))
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+        agent.start(stderr=writer)
+        os.close(writer)
+
+        until(lambda: agent.pool().starts_total >= 2, "workers start and end")
+        assert agent.node().memory.total_bytes
+        agent.signal(signal.SIGTERM)
+        assert agent.wait_end() == 0
+    finally:
+        os.close(reader)
+        agent.close()
+
+
+def test_following_a_log_ends_with_its_worker(tmp_path: Path) -> None:
+    (tmp_path / "talk.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), sys.exit(0)))\n"
+        "print('hello', flush=True)\nwhile True: time.sleep(0.05)\n"
+    )
+    parameters = f"{{program: {sys.executable}, arguments: ['{tmp_path}/talk.py']}}"
+    agent = AgentProcess(
+        tmp_path, f"pools: [{{name: talk, template: command, max_workers: 1, parameters: {parameters}}}]"
+    )
+    try:
+        agent.start()
+        agent.wait_running(1)
+        said = b""
+        with agent.stub() as stub:
+            request = agent_service_pb2.FollowLogRequest(worker="talk_1@here")
+            for response in stub.FollowLog(request, timeout=20):
+                said += response.chunk.data
+                if said == b"hello\n":
+                    agent.order("stop", stop_workers={"pool": "talk"})
+        assert said == b"hello\nbye\n"
+        chunk = agent.order("", read_log={"worker": "talk_1@here", "tail_lines": 1}).log
+        assert chunk.data == b"bye\n"
+    finally:
+        agent.close()
+
+
+def test_a_watch_is_told_of_changes_and_ends_with_the_agent(idle: AgentProcess) -> None:
+    idle.start()
+    seen: list[int] = []
+    with idle.stub() as stub:
+        for response in stub.WatchAgentStatus(agent_service_pb2.WatchAgentStatusRequest(), timeout=20):
+            running = response.status.pools[0].running
+            if not seen or seen[-1] != running:
+                seen.append(running)
+            if running == 2 and not idle.node().is_draining:
+                idle.signal(signal.SIGTERM)
+
+    assert idle.wait_end() == 0
+    assert 2 in seen
+
+
+def test_health_and_reflection_are_served(idle: AgentProcess) -> None:
+    idle.start()
+    with grpc.insecure_channel(f"unix:{idle.socket}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        name = "leasehold.api.node.v1.AgentService"
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        listed = next(iter(reflection.ServerReflectionInfo(asked, timeout=5)))
+
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    names = {service.name for service in listed.list_services_response.service}
+    assert {name, "grpc.channelz.v1.Channelz", "grpc.health.v1.Health"} <= names

@@ -96,7 +96,10 @@ class _Process:
         )
         self._server.add(agent_service_pb2_grpc.add_AgentServiceServicer_to_server, service, servicer.SERVICE)
         self._reloading = reloading.Reloading(
-            host, lambda: configs.load(self._flags), on_reload=self._manager.reloading
+            host,
+            lambda: configs.load(self._flags),
+            on_begin=self._manager.reloading,
+            on_end=lambda: self._manager.ready("the configuration was read again"),
         )
 
         def changed() -> None:

@@ -27,11 +27,13 @@ class Reloading:
         host: agents.Agent,
         load: Callable[[], configs.Config],
         *,
-        on_reload: Callable[[], None] = lambda: None,
+        on_begin: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._host = host
         self._load = load
-        self._on_reload = on_reload
+        self._on_begin = on_begin
+        self._on_end = on_end
         self._marks = _marks(host.config.files)
         self._is_asked = asyncio.Event()
         #: Why the newest files are not in force; empty: they are.
@@ -59,10 +61,13 @@ class Reloading:
                     if _marks(self._host.config.files) != found:
                         continue
                 self._marks = found
-                await self._reload()
+                self._on_begin()
+                try:
+                    await self._reload()
+                finally:
+                    self._on_end()
 
     async def _reload(self) -> None:
-        self._on_reload()
         try:
             # In a thread: a large file takes a while to parse, and workers must be watched meanwhile.
             config = await asyncio.to_thread(self._load)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -38,7 +39,7 @@ class ServiceManager:
 
     def reloading(self) -> None:
         """The configuration is read anew; `ready` follows."""
-        self._tell("RELOADING=1")
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
         """The agent is about to end."""
