@@ -274,6 +274,7 @@ async def test_a_record_that_names_a_stranger_never_harms_it(make_host: MakeHost
         for worker_id, ticks in zip(ids, (present.start_time_ticks - 1, present.start_time_ticks), strict=True):
             record = host.worker_folder(worker_id) / "shim.json"
             forged = {**json.loads(record.read_text()), "pid": stranger.pid, "start_time_ticks": ticks}
+            forged |= {"shim_pid": stranger.pid, "shim_start_time_ticks": present.start_time_ticks}
             record.write_text(json.dumps(forged))
             (host.worker_folder(worker_id) / "exit").write_bytes(b"")
             (host.worker_folder(worker_id) / "stop.json").unlink()

@@ -14,7 +14,7 @@ import pytest
 from leasehold.core import errors
 from leasehold.core.node import model
 from leasehold.core.node.model import ExitCause, SignalScope
-from leasehold.nodeagent import members, worker_values
+from leasehold.nodeagent import members, watching, worker_values
 from leasehold.runtime import identity as identities
 from process_scene import SLEEP, STUBBORN, Host, is_alive, proc_text, python, until
 
@@ -233,6 +233,25 @@ async def test_a_frozen_shim_is_thawed_when_its_worker_dies(host: Host) -> None:
     members.send(host.main(worker_id), signal.SIGTERM)
 
     assert (await host.end_of(worker_id, seconds=4.0)).signal == signal.SIGTERM
+
+
+async def test_a_shim_that_cannot_be_thawed_is_killed_in_the_end_and_the_exit_is_unknown(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_id = await host.start(1, SLEEP)
+    shim, main = host.shim(worker_id), host.main(worker_id)
+    send = members.send
+
+    def send_but_no_thaw(process: identities.ProcessIdentity, number: int) -> bool:
+        return number == signal.SIGCONT or send(process, number)
+
+    send(shim, signal.SIGSTOP)
+    monkeypatch.setattr(members, "send", send_but_no_thaw)
+    monkeypatch.setattr(watching, "SHIM_DEADLINE_SECONDS", 0.3)
+    send(main, signal.SIGTERM)
+
+    assert (await host.end_of(worker_id)).cause is ExitCause.UNKNOWN
+    assert not is_alive(shim)
 
 
 async def test_a_frozen_worker_is_ended_by_the_kill(host: Host) -> None:

@@ -119,17 +119,17 @@ def test_an_older_kernel_kills_one_by_one(root: Path) -> None:
 
 def test_one_that_an_earlier_agent_made_is_found_by_its_path(root: Path) -> None:
     path = created(root).path
-    assert isinstance(cgroups.reopened(path), cgroup_v2.V2Cgroup)
-    assert cgroups.reopened(root / "worker-gone") is None
+    assert isinstance(cgroups.reopened(path, WORKER), cgroup_v2.V2Cgroup)
+    assert cgroups.reopened(root / f"worker-{WORKER}x", WORKER) is None
 
     (path / "memory.limit_in_bytes").write_text("1")
-    assert isinstance(cgroups.reopened(path), cgroup_v1.V1Cgroup)
+    assert isinstance(cgroups.reopened(path, WORKER), cgroup_v1.V1Cgroup)
 
 
 def test_a_folder_that_is_no_workers_is_never_taken_for_one(root: Path) -> None:
     fill(root)
 
-    assert cgroups.reopened(root) is None
+    assert cgroups.reopened(root, WORKER) is None
 
 
 def test_where_the_kernel_refuses_the_limit_no_cgroup_stays(root: Path) -> None:

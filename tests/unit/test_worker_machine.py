@@ -343,6 +343,24 @@ def test_an_unknown_end_is_never_taken_for_a_clean_one() -> None:
     assert scene.kept[worker_id].in_doubt_until_seconds == 1e9 + 4500.0
 
 
+def test_one_that_was_not_wanted_any_more_is_no_failure_however_it_ended() -> None:
+    """Killed before its shim told a process, or with its shim gone: neither slows down the next start."""
+    scene = Scene(worker_scene.spec(stop=model.StopContract(steps=())))
+    scene.resize(1)
+    (not_started,) = scene.alive
+    scene.resize(0)
+    scene.tell_ended(not_started, model.WorkerExit(cause=ExitCause.NOT_STARTED))
+    scene.now += 1.0
+    (unseen,) = scene.run(1)
+    scene.resize(0)
+    scene.tell_ended(unseen, model.WorkerExit(cause=ExitCause.UNKNOWN))
+
+    assert scene.kept[not_started].cause is ExitCause.STOPPED
+    assert scene.kept[unseen].cause is ExitCause.UNKNOWN
+    assert scene.machine.totals.crashes == 0
+    assert scene.machine.backoff_remaining(scene.now) is None
+
+
 def test_a_worker_over_its_limit_is_killed_with_that_as_the_cause() -> None:
     scene = Scene()
     (worker_id,) = scene.run(1)

@@ -108,16 +108,16 @@ class Surveyor:
         found = dataclasses.replace(found, stopping=stopping)
         if noted is not None:
             around = exits.Circumstances(limit_bytes=intent.limit_bytes)
-            return dataclasses.replace(
-                found, exit=exits.judged(noted, around), shim=None if told is None else told.shim
-            )
+            return dataclasses.replace(found, exit=exits.judged(noted, around), shim=self._shim(folder))
         return self._living(found, told)
 
     def _living(self, found: Found, told: ShimRecord | None) -> Found:
         """A worker whose end nobody has noted."""
         folder = found.folder
-        shim = self._shim(folder, told)
+        shim = self._shim(folder)
         process = None
+        if told is not None and not identities.is_local(told.process) and folder.is_locked():
+            raise errors.FailedPrecondition(f"{told.process} cannot be seen from here, and its lock is held")
         if told is not None:
             process = self._own(folder, told.process)
             if (
@@ -166,18 +166,16 @@ class Surveyor:
         stat = members.stat_of(process.pid)
         return stat is None or stat.is_dead or stat.start_time_ticks != process.start_time_ticks
 
-    def _shim(self, folder: WorkerFolder, told: ShimRecord | None) -> ProcessIdentity | None:
+    def _shim(self, folder: WorkerFolder) -> ProcessIdentity | None:
         """The worker's shim, if it lives. Its environment is never overwritten, so that is all it needs."""
         stats = [members.stat_of(pid) for pid in self._survey.processes.get(folder.worker_id, [])]
         shims = [stat for stat in stats if stat is not None and not stat.is_dead and members.is_shim(stat.pid)]
         # The worker's own process looks like its parent until it executes its program.
         first = [stat for stat in shims if stat.parent not in {other.pid for other in shims}]
-        for stat in first:
-            if told is None or told.shim.pid == stat.pid:
-                return ProcessIdentity(
-                    self._boot_id, identities.pid_namespace(), stat.pid, stat.start_time_ticks
-                )
-        return None
+        if not first:
+            return None
+        stat = first[0]
+        return ProcessIdentity(self._boot_id, identities.pid_namespace(), stat.pid, stat.start_time_ticks)
 
     def _main_by_token(self, folder: WorkerFolder) -> ProcessIdentity | None:
         """The leader of a session that has the worker's id in its environment and is not the shim."""

@@ -24,9 +24,9 @@ def detect(root: Path | None = None) -> Cgroups:
     return cgroup_v2.at(root)
 
 
-def reopened(path: Path) -> WorkerCgroup | None:
-    """The cgroup that an earlier agent made for a worker, wherever that was; None if it is gone."""
-    if not path.name.startswith(PREFIX) or not (path / "cgroup.procs").exists():
+def reopened(path: Path, worker_id: str) -> WorkerCgroup | None:
+    """The cgroup that an earlier agent made for a worker, wherever that was; None if gone, or another's."""
+    if path.name != f"{PREFIX}{worker_id}" or not (path / "cgroup.procs").exists():
         return None
     if (path / "memory.limit_in_bytes").exists():
         return cgroup_v1.V1Cgroup(path)

@@ -17,7 +17,7 @@ from leasehold.nodeagent.worker_values import Held, HeldSource
 PSS_FRACTION = 0.70
 PSS_EVERY_SECONDS = 30.0
 #: One scan of /proc serves all workers for so long; a new child is seen that late.
-SCAN_EVERY_SECONDS = 5.0
+SCAN_EVERY_SECONDS = 10.0
 
 _KIB = 1024
 _SOURCES = {CgroupKind.V2: HeldSource.CGROUP_V2, CgroupKind.V1: HeldSource.CGROUP_V1}

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from leasehold.core import errors
 from leasehold.runtime import identity as identities
 from leasehold.runtime.identity import ProcessIdentity
 
@@ -131,7 +132,10 @@ def find_all() -> dict[str, list[int]]:
 
 
 def send(process: ProcessIdentity, number: int, *, to_group: bool = False) -> bool:
-    """Signal exactly this process, or its process group; False if it is dead."""
+    """Signal exactly this process, or its process group; False if it is dead.
+
+    Raises `PermissionDenied` if it is another user's, and as `identity.open_pidfd` does.
+    """
     descriptor = identities.open_pidfd(process)
     if descriptor is None:
         return False
@@ -145,6 +149,8 @@ def send(process: ProcessIdentity, number: int, *, to_group: bool = False) -> bo
             _send_to_each(process, number)
     except ProcessLookupError:
         return False
+    except PermissionError as error:
+        raise errors.PermissionDenied(f"{process} may not be signalled: it is another user's") from error
     finally:
         os.close(descriptor)
     return True

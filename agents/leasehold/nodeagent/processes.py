@@ -42,6 +42,7 @@ _log = observe_logs.get_logger(__name__)
 #: How often a worker that an earlier agent had just spawned is asked whether it has started.
 _STARTING_EVERY_SECONDS = 0.05
 _THREADS = 2
+_HOST_COUNT_SECONDS = 0.2
 
 #: Worker id, its main process, its shim (None: gone already).
 OnStarted = Callable[[str, processes.ProcessKey, processes.ProcessKey | None], None]
@@ -82,6 +83,8 @@ class Processes:
         self._quarantined: list[worker_values.Quarantined] = []
         self._readers: dict[int, Tracked] = {}
         self._is_closed = False
+        #: When the host's OOM kills were read last, and what they were.
+        self._host_oom_kills = (float("-inf"), 0)
 
     @property
     def quarantined(self) -> Sequence[worker_values.Quarantined]:
@@ -137,7 +140,7 @@ class Processes:
         if worker is None or worker.process is None or worker.is_over:
             return False
         self._note_stop(worker, step, until_seconds - self._loop.time(), is_replaced)
-        return members.send(worker.process, number, to_group=scope is model.SignalScope.GROUP)
+        return self._send(worker.process, number, to_group=scope is model.SignalScope.GROUP)
 
     def kill_all(self, worker_id: str) -> None:
         """SIGKILL every process of the worker, its shim excepted. One that is gone is no error.
@@ -204,7 +207,7 @@ class Processes:
         if worker is None or worker.oom_counter is None or worker.is_over or worker.died_at is not None:
             return 0
         now = self._loop.time()
-        worker.oom_counter.observe(now, _oom_count(worker))
+        worker.oom_counter.observe(now, self._oom_count(worker))
         if worker.cgroup is None:
             return 0
         count = worker.oom_counter.settled(now) - worker.oom_kills_told
@@ -316,7 +319,7 @@ class Processes:
         worker.meter = held.HeldMeter(
             worker.cgroup, self._scan, self._loop.time, limit_bytes=worker.intent.limit_bytes
         )
-        count = _oom_count(worker) if worker.is_adopted or worker.cgroup is None else 0
+        count = self._oom_count(worker) if worker.is_adopted or worker.cgroup is None else 0
         worker.oom_counter = kernel_counts.SettledCounter(count)
         worker.oom_kills_told = count if worker.cgroup is not None else 0
 
@@ -328,7 +331,7 @@ class Processes:
         intent, folder = found.intent, found.folder
         worker = Tracked(intent, folder, activity.RunFolder(folder.run), is_adopted=True)
         worker.process, worker.shim = found.process, found.shim
-        worker.cgroup = None if intent.cgroup is None else cgroups.reopened(intent.cgroup)
+        worker.cgroup = None if intent.cgroup is None else cgroups.reopened(intent.cgroup, intent.worker_id)
         self._workers[intent.worker_id] = worker
         if found.exit is not None:
             worker.is_over = True
@@ -376,21 +379,26 @@ class Processes:
         except errors.LeaseholdError as error:
             _log.warning("stop_not_noted", worker=worker.intent.name, why=error.message)
 
-    def _send(self, process: identities.ProcessIdentity, number: int) -> None:
+    def _send(self, process: identities.ProcessIdentity, number: int, *, to_group: bool = False) -> bool:
+        """Whether there was somebody to signal. One that may not be signalled is told in the log."""
         try:
-            members.send(process, number)
+            return members.send(process, number, to_group=to_group)
         except errors.LeaseholdError as error:
             _log.error("signal_failed", pid=process.pid, why=error.message)
+            return True
+
+    def _oom_count(self, worker: Tracked) -> int:
+        """OOM kills so far: in the worker's cgroup, or else on the host, read once for all workers."""
+        if worker.cgroup is not None:
+            return worker.cgroup.oom_kills()
+        read_at, count = self._host_oom_kills
+        if self._loop.time() - read_at >= _HOST_COUNT_SECONDS:
+            count = kernel_counts.host_oom_kills() or 0
+            self._host_oom_kills = (self._loop.time(), count)
+        return count
 
     def _ended(self, worker: Tracked, worker_exit: model.WorkerExit) -> None:
         self._on_ended(worker.worker_id, worker_exit)
-
-
-def _oom_count(worker: Tracked) -> int:
-    """OOM kills so far: in the worker's cgroup, or else on the host."""
-    if worker.cgroup is not None:
-        return worker.cgroup.oom_kills()
-    return kernel_counts.host_oom_kills() or 0
 
 
 def _signal_number(name: str) -> signals.Signals:

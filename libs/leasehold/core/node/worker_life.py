@@ -46,6 +46,11 @@ class WorkerLife:
         """Whether it counts as one of those that are wanted."""
         return self.state in model.LIVE_STATES
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether it ends because it is not wanted, and not for a fault of its own."""
+        return self.ladder is not None and self.killed_for in (None, ExitCause.STOPPED)
+
     def move(self, now: float, state: WorkerState) -> None:
         """Change the state along a legal edge.
 
@@ -90,6 +95,8 @@ class WorkerLife:
     def judged(self, told: model.WorkerExit, spec: model.PoolSpec) -> model.WorkerExit:
         """What was asked of the worker decides what its end means."""
         cause = told.cause
+        if cause is ExitCause.NOT_STARTED and self.is_asked:
+            cause = ExitCause.STOPPED
         if cause in (ExitCause.CLEAN, ExitCause.CRASHED):
             if self.killed_for is not None and told.signal == 9:
                 cause = self.killed_for

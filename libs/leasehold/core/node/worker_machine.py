@@ -231,6 +231,7 @@ class PoolMachine:
             is_awaited = worker.is_alive and worker.process is None and worker.state is not WorkerState.KILLING
             if is_late and is_awaited:
                 worker.is_replaced = worker.is_replaced or worker.is_live
+                worker.killed_for = worker.killed_for or ExitCause.NOT_STARTED
                 self._kill(now, worker, f"it did not start within {START_TIMEOUT_SECONDS:g} s")
         self._settle(now)
 
@@ -473,7 +474,7 @@ class PoolMachine:
             totals = dataclasses.replace(totals, oom_kills=totals.oom_kills + 1)
         elif cause is ExitCause.MEMORY_LIMIT:
             totals = dataclasses.replace(totals, memory_limit_kills=totals.memory_limit_kills + 1)
-        elif cause in _FAILURES or cause is ExitCause.PERMANENT:
+        elif (cause in _FAILURES and not worker.is_asked) or cause is ExitCause.PERMANENT:
             totals = dataclasses.replace(totals, crashes=totals.crashes + 1)
         if worker_exit.in_doubt_until_seconds:
             totals = dataclasses.replace(totals, in_doubt=totals.in_doubt + 1)
@@ -483,7 +484,7 @@ class PoolMachine:
             self.block(
                 now, f"{worker.name} ended with code {worker_exit.exit_code}, which is declared permanent"
             )
-        elif cause in _FAILURES:
+        elif cause in _FAILURES and not worker.is_asked:
             delay = self._restarts.failed(now, worker.started_at)
         elif cause is ExitCause.CLEAN:
             delay = self._restarts.ended_clean(now, worker.started_at)
