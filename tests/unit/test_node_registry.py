@@ -362,7 +362,9 @@ def test_an_agent_certifies_only_processes_of_its_own_boot_and_namespace() -> No
         with pytest.raises(errors.InvalidArgument):
             scene.registry.certify("r620-1", foreign)
     assert len(scene.registry.watched) == 1
-    scene.registry.certify("r620-1", key(1))
+    assert not scene.registry.certify("r620-1", key(2))
+    assert scene.registry.certify("r620-1", key(1))
+    assert not scene.registry.certify("r620-1", key(1))
     assert len(scene.registry.watched) == 0
 
 

@@ -125,8 +125,8 @@ class Nodes:
             self._statuses[name] = request.status
         self._follow_up()
         for process in deaths:
-            self.registry.certify(name, process)
-            self.reign.process_certified(process)
+            if self.registry.certify(name, process):
+                self.reign.process_certified(process)
         return wire.ReportNodeResponse(
             epoch=common_codec.shared_epoch(self.reign.epoch),
             terms=node_codec.encode_terms(self.registry.terms),
@@ -138,13 +138,14 @@ class Nodes:
         """A death certificate. One that this agent cannot give is passed over, its reports are not."""
         try:
             process = common_codec.decode_process(message)
-            self.registry.certify(name, process)
+            is_needed = self.registry.certify(name, process)
         except errors.InvalidArgument as error:
             if not session.is_distrusted:
                 _log.warning("certificate_refused", node=name, error=error.message)
             session.is_distrusted = True
             return
-        self.reign.process_certified(process)
+        if is_needed:
+            self.reign.process_certified(process)
 
     def _wall_seconds(self) -> float:
         return round(self._wall_clock(), 6)

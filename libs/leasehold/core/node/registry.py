@@ -364,15 +364,20 @@ class NodeRegistry:
         for session in self.watched.remove(process):
             self._out.append(effects.AskUnwatch(session, (process,)))
 
-    def certify(self, name: str, process: processes.ProcessKey) -> None:
-        """A node's agent says that a process is dead. Raises `InvalidArgument` if it cannot know that."""
+    def certify(self, name: str, process: processes.ProcessKey) -> bool:
+        """A node's agent says that a process is dead; whether somebody needs to know.
+
+        Raises `InvalidArgument` if it cannot know that.
+        """
         registration = self.get(name).record.registration
         if watch_list.place_of(process) != watch_list.place_of_agent(registration):
             raise errors.InvalidArgument(
                 f"deaths: process {process.pid} is of another boot or PID namespace than the agent of {name}",
                 field="deaths.process",
             )
+        is_needed = process in self.watched
         self.watched.remove(process)
+        return is_needed
 
     # Parts
 

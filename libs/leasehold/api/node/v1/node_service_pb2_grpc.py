@@ -129,7 +129,8 @@ class NodeServiceServicer:
     def OrderNode(self, request, context):
         """Hands an order to agents and returns their answers. `node` may be left out where there is one node.
         UNAVAILABLE with reason NODE_UNREACHABLE if a named node has no stream; what an agent refuses is its
-        answer's error (one node named: the status of the call). Safe to repeat with the order_id.
+        answer's error (one node named: the status of the call). Safe to repeat with the order_id. Of answers that
+        together pass 3 MiB the later ones tell only whether it was done. A log is read from one node.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,7 +52,8 @@ class NodeServiceStub:
     OrderNode: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.OrderNodeRequest, _node_service_pb2.OrderNodeResponse]
     """Hands an order to agents and returns their answers. `node` may be left out where there is one node.
     UNAVAILABLE with reason NODE_UNREACHABLE if a named node has no stream; what an agent refuses is its
-    answer's error (one node named: the status of the call). Safe to repeat with the order_id.
+    answer's error (one node named: the status of the call). Safe to repeat with the order_id. Of answers that
+    together pass 3 MiB the later ones tell only whether it was done. A log is read from one node.
     """
     FollowWorkerLog: _grpc.UnaryStreamMultiCallable[_node_service_pb2.FollowWorkerLogRequest, _node_service_pb2.FollowWorkerLogResponse]
     """What a worker writes to its log, as it grows, until it has ended."""
@@ -81,7 +82,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     OrderNode: _aio.UnaryUnaryMultiCallable[_node_service_pb2.OrderNodeRequest, _node_service_pb2.OrderNodeResponse]  # type: ignore[assignment]
     """Hands an order to agents and returns their answers. `node` may be left out where there is one node.
     UNAVAILABLE with reason NODE_UNREACHABLE if a named node has no stream; what an agent refuses is its
-    answer's error (one node named: the status of the call). Safe to repeat with the order_id.
+    answer's error (one node named: the status of the call). Safe to repeat with the order_id. Of answers that
+    together pass 3 MiB the later ones tell only whether it was done. A log is read from one node.
     """
     FollowWorkerLog: _aio.UnaryStreamMultiCallable[_node_service_pb2.FollowWorkerLogRequest, _node_service_pb2.FollowWorkerLogResponse]  # type: ignore[assignment]
     """What a worker writes to its log, as it grows, until it has ended."""
@@ -149,7 +151,8 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_node_service_pb2.OrderNodeResponse, _abc.Awaitable[_node_service_pb2.OrderNodeResponse]]:
         """Hands an order to agents and returns their answers. `node` may be left out where there is one node.
         UNAVAILABLE with reason NODE_UNREACHABLE if a named node has no stream; what an agent refuses is its
-        answer's error (one node named: the status of the call). Safe to repeat with the order_id.
+        answer's error (one node named: the status of the call). Safe to repeat with the order_id. Of answers that
+        together pass 3 MiB the later ones tell only whether it was done. A log is read from one node.
         """
 
     @_abc_1.abstractmethod
