@@ -1,6 +1,7 @@
 """A real agent with real workers, an allocator and a gateway: seen and moved by HTTP and from a shell."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import gateway_scene
 import httpx
 import psutil
 import pytest
+from leasehold.cli import main
 from leasehold.devstack import ports
 from leasehold.gateway import openapi
 
@@ -87,8 +89,14 @@ class Host:
         body = self.http.get("/monitoring/workers", params={"node": self.node}).json()
         return [each for each in body.get("workers", []) if each["state"] == "running"]
 
-    def shell(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return cli_scene.leasehold(*arguments, "--addr", self.addr)
+    def shell(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run `leasehold` within this process, which is quicker."""
+        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main.run([*arguments, "--addr", self.addr])
+        out.flush()
+        out.seek(0)
+        return subprocess.CompletedProcess(arguments, code, out.read(), err.getvalue())
 
     def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -14,6 +14,8 @@ TABLE, NAME = output.Format.TABLE, output.Format.NAME
 #: How long one question for new lines waits at the node.
 LOG_WAIT_SECONDS = 5.0
 LOG_PAUSE_SECONDS = 0.1
+#: Of the last lines; what is before is left out.
+LOG_BYTES_MAX = 2**20
 HOLD_SECONDS_MAX = 30 * 86_400.0
 
 
@@ -184,7 +186,7 @@ def logs(
     names.checked_node(node)
     with connection.connect(addr, timeout) as allocator:
         where, name = names.worker(allocator, worker, node_name=node)
-        reading = order_pb2.ReadLogOrder(worker=name, tail_lines=lines)
+        reading = order_pb2.ReadLogOrder(worker=name, tail_lines=lines, bytes_max=LOG_BYTES_MAX)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while True:
             order = order_pb2.Order(read_log=reading)
@@ -195,14 +197,12 @@ def logs(
             if chunk.lost_bytes:
                 output.say(f"leasehold: {chunk.lost_bytes} bytes were lost by a rotation")
             _write(chunk.data, decoder)
-            is_done = not chunk.data or chunk.cursor == reading.cursor
-            if chunk.is_end or (not follow and is_done):
+            if chunk.is_end or not follow:
                 return
+            if not chunk.data:  # a node that does not wait is not asked in a tight circle
+                time.sleep(LOG_PAUSE_SECONDS)
             reading = order_pb2.ReadLogOrder(worker=name, cursor=chunk.cursor)
-            if follow:
-                if not chunk.data:  # a node that does not wait is not asked in a tight circle
-                    time.sleep(LOG_PAUSE_SECONDS)
-                reading.wait.CopyFrom(wire_values.encode_seconds(LOG_WAIT_SECONDS))
+            reading.wait.CopyFrom(wire_values.encode_seconds(LOG_WAIT_SECONDS))
 
 
 def _write(data: bytes, decoder: codecs.IncrementalDecoder) -> None:

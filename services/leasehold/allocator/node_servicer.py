@@ -206,10 +206,16 @@ class NodeServicer(wire_grpc.NodeServiceServicer):
 
 
 def _named(known: nodes.Nodes, name: str, field: str) -> str:
-    """The name of a node that is known: the only one, if `name` is empty."""
-    if not name:
-        return known.registry.only().record.name
-    return known.registry.get(model.checked_node_name(name, field_name=field)).record.name
+    """The name of a node that is known: the only one, if `name` is empty.
+
+    A new leader does not say that there is none, or only one, before it has read Postgres.
+    """
+    checked = model.checked_node_name(name, field_name=field) if name else ""
+    if not known.is_loaded and checked not in known.registry.nodes:
+        raise errors.PostgresUnavailable(
+            "the nodes in Postgres have not been read yet", retry_after_seconds=0.1
+        )
+    return known.registry.get(checked).record.name if checked else known.registry.only().record.name
 
 
 def _timeout(request: wire.OrderNodeRequest) -> float:
