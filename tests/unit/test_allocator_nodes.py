@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import types
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
-from leasehold.allocator import node_orders, node_sessions, node_writer, nodes, records
+from leasehold.allocator import node_orders, node_servicer, node_sessions, node_writer, nodes, records
 from leasehold.allocator import reign as reigns
 from leasehold.api.node.v1 import node_pb2, order_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
@@ -233,6 +234,26 @@ def _join(known: nodes.Nodes, holder: str, process: processes.ProcessKey) -> Non
         session=1,
     )
     reign.core.finish(reign.now())
+
+
+async def test_before_postgres_was_read_no_node_is_said_not_to_exist_or_to_be_the_only_one(
+    known: nodes.Nodes,
+) -> None:
+    leader: Any = types.SimpleNamespace(require_nodes=lambda: known)
+    servicer = node_servicer.NodeServicer(leader, asyncio.Event())
+    context: Any = None
+    register(known)
+
+    for name in ("r620-2", ""):
+        with pytest.raises(errors.PostgresUnavailable):
+            await servicer.GetNode(wire.GetNodeRequest(name=name), context)
+    assert (await servicer.GetNode(wire.GetNodeRequest(name="r620-1"), context)).node.name == "r620-1"
+
+    async with running(known):
+        await until(lambda: known.is_loaded)
+    assert (await servicer.GetNode(wire.GetNodeRequest(), context)).node.name == "r620-1"
+    with pytest.raises(errors.NotFound):
+        await servicer.GetNode(wire.GetNodeRequest(name="r620-2"), context)
 
 
 async def test_certificates_are_asked_for_as_long_as_the_process_holds_a_lease(
