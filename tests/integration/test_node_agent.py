@@ -433,3 +433,61 @@ def test_health_and_reflection_are_served(idle: AgentProcess) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     names = {service.name for service in listed.list_services_response.service}
     assert {name, "grpc.channelz.v1.Channelz", "grpc.health.v1.Health"} <= names
+
+
+def test_a_second_sigint_kills_what_does_not_listen(tmp_path: Path) -> None:
+    agent = AgentProcess(
+        tmp_path,
+        "pools:\n"
+        "  - name: deaf\n"
+        "    template: command\n"
+        "    max_workers: 1\n"
+        "    parameters: {program: sh, arguments: [-c, 'trap \"\" TERM INT; while :; do sleep 0.1; done']}\n"
+        "    stop:\n"
+        "      steps: [{signal: TERM, wait_seconds: 600}, {signal: INT, wait_seconds: 600}]\n"
+        "      immediate_step: 1\n",
+    )
+    try:
+        agent.start()
+        agent.wait_running(1)
+        agent.signal(signal.SIGINT)
+        until(lambda: any(worker.stop_step == "INT" for worker in agent.pool().workers), "it is asked to end")
+        agent.signal(signal.SIGINT)
+
+        assert agent.wait_end() == 0
+        assert agent.left() == []
+    finally:
+        agent.close()
+
+
+def test_leftovers_are_ended_by_identity_but_not_under_a_living_agent(idle: AgentProcess) -> None:
+    command = [sys.executable, "-m", "leasehold.nodeagent", "--end-leftovers", str(idle.state)]
+    idle.start()
+    workers = idle.wait_running(2)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert all(map(is_alive, workers.values()))
+    idle.kill()
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (refused.returncode, f"already running, PID {idle.pid}" in refused.stderr) == (1, True)
+    assert (ended.returncode, ended.stdout) == (0, "ended 2 workers: idle_1@here, idle_2@here\n")
+    assert (again.returncode, again.stdout) == (0, "there was nothing to end\n")
+    assert not any(map(is_alive, workers.values()))
+
+
+def test_the_kernels_oom_killer_takes_workers_before_their_agent(idle: AgentProcess) -> None:
+    """Where it may be set (with CAP_SYS_RESOURCE); elsewhere the agent is as its workers are."""
+    idle.start()
+    workers = idle.wait_running(2)
+    scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (idle.pid, *workers.values())]
+
+    assert scores[0] == (-900 if may_protect() else 0)
+    assert scores[1:] == [0, 0]
+
+
+def may_protect() -> bool:
+    """Whether a process of this user may lower its oom_score_adj, tried in a child."""
+    program = "import pathlib; pathlib.Path('/proc/self/oom_score_adj').write_text('-900')"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0

@@ -117,6 +117,7 @@ pools:
 def test_a_shared_env_file_may_hold_what_is_nobodys_business(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         "DATABASE_URL=postgres://x\nMAX_CONNECTIONS=5\nWORKER_COUNT=3\nLEASEHOLD_POSTGRES_DSN=x\nMIN_WORKERS=\n"
+        "LEASEHOLD_ALLOCATOR_SERVICE_HOST=h\nLEASEHOLD_ALLOCATOR_PORT_7400_TCP_ADDR=h\n"
     )
 
     loaded = load(tmp_path, POOL)
@@ -141,6 +142,11 @@ def test_a_shared_env_file_may_hold_what_is_nobodys_business(tmp_path: Path) -> 
         ("LEASEHOLD_PRESET=r640", ".env: there is no preset 'r640'; known are dev, r620"),
         ("LEASEHOLD_ADDR=nonsense", ".env: 'nonsense' is neither host:port"),
         ("LEASEHOLD_DRAIN_DEADLINE_SECONDS=-1", "LEASEHOLD_DRAIN_DEADLINE_SECONDS: -1.0 is not a number of 0"),
+        (
+            "LEASEHOLD_SOCKET=0.0.0.0:80",
+            "LEASEHOLD_SOCKET: '0.0.0.0:80' is no path: the agent's API is offered",
+        ),
+        ("LEASEHOLD_SOCKET=/" + "x" * 120, "LEASEHOLD_SOCKET: the path of a Unix socket has 1 to 107 bytes"),
         ("ENV=../x", "ENV: '../x' is not a name for .env.NAME"),
     ],
 )
@@ -213,7 +219,9 @@ def test_every_variable_of_the_product_is_known() -> None:
                 found |= set(pattern.findall(path.read_text("utf-8")))
     partial = {"LEASEHOLD_TLS", "LEASEHOLD_GATEWAY_TLS"}
 
-    assert sorted(found - partial - set(names.AGENT) - names.OTHERS) == []
+    with pytest.raises(errors.InvalidArgument):
+        names.check_product_names(["LEASEHOLD_NOBODY_KNOWS"], "here")
+    names.check_product_names(sorted(found - partial), "the product's own files")
 
 
 @pytest.mark.parametrize("path", ["agents/leasehold/nodeagent/example-agent.yaml", "deploy/agent.example.yaml"])

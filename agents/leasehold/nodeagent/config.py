@@ -251,9 +251,7 @@ def _build(
         node=model.checked_node_name(found.get("LEASEHOLD_NODE") or default_node(), field_name="node"),
         labels=labels,
         state_dir=state_dir,
-        socket=pathlib.Path(socket_text.removeprefix("unix:")).absolute()
-        if socket_text
-        else agent_paths.default_socket(state_dir),
+        socket=_socket(socket_text) if socket_text else agent_paths.default_socket(state_dir),
         addresses=_addresses(merged.get("LEASEHOLD_ADDR")),
         tls_files=_tls(found),
         workers_cgroup=pathlib.Path(cgroup) if cgroup else None,
@@ -366,6 +364,16 @@ def _log_settings(section: documents.Section, template: templates.Template) -> w
 def default_node() -> str:
     """This host's name as a node's."""
     return _FOREIGN.sub("-", socket.gethostname().lower()).strip("-.")[:63] or "node"
+
+
+def _socket(text: str) -> pathlib.Path:
+    name = "LEASEHOLD_SOCKET"
+    path = text.removeprefix("unix:")
+    if "/" not in path and ":" in path:
+        raise documents.wrong(
+            name, f"{text[:60]!r} is no path: the agent's API is offered on a Unix socket only"
+        )
+    return pathlib.Path(addresses.parse(f"unix:{pathlib.Path(path).absolute()}", setting=name).path)
 
 
 def _labels(document: documents.Section) -> Mapping[str, str]:

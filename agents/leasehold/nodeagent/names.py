@@ -4,6 +4,7 @@ A shared `.env` has many names that are nobody's business here; those that begin
 mistyped one is told instead of being without effect.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -67,7 +68,8 @@ OTHERS: Final = frozenset(
         "LEASEHOLD_WORKER_NAME",
         "LEASEHOLD_POOL",
         "LEASEHOLD_RUN_DIR",
-        # Development.
+        # Demo and development.
+        "LEASEHOLD_DEMO_LEDGER",
         "LEASEHOLD_CACHE_DIR",
         "LEASEHOLD_TEST_SERVERS",
         "LEASEHOLD_BENCH_PROFILE",
@@ -79,10 +81,16 @@ OTHERS: Final = frozenset(
 )
 
 
+#: Kubernetes tells every container of a namespace's services by such names: LEASEHOLD_ALLOCATOR_SERVICE_HOST.
+_OF_KUBERNETES: Final = re.compile(
+    r"LEASEHOLD\w*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+
+
 def check_product_names(given: Iterable[str], where: str) -> None:
     """Raise `InvalidArgument` for a name that begins with LEASEHOLD_ and is none of the product's."""
     for name in given:
-        if not name.startswith(PREFIX) or name in AGENT or name in OTHERS:
+        if not name.startswith(PREFIX) or name in AGENT or name in OTHERS or _OF_KUBERNETES.fullmatch(name):
             continue
         import difflib  # only a mistake needs it
 

@@ -5,7 +5,6 @@ may ask again, also of the next agent. What was refused is not kept: nothing was
 later.
 """
 
-import asyncio
 import base64
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -38,7 +37,6 @@ class Orders:
         self._host = host
         self._record = record
         self._kept: OrderedDict[str, order_pb2.OrderResult] = OrderedDict()
-        self._under_way: dict[str, asyncio.Future[order_pb2.OrderResult]] = {}
         #: Why answers are not on disk; empty: they are.
         self.problem = ""
         self._read()

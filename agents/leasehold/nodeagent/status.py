@@ -90,7 +90,7 @@ def warnings(host: agents.Agent) -> list[str]:
     if sample is None:
         found.append("the host's memory cannot be read")
     elif sample.total_bytes:
-        ratio = 1 - sample.available_bytes / sample.total_bytes
+        ratio = (sample.total_bytes - sample.available_bytes) / sample.total_bytes
         if ratio > MEMORY_WARNING_RATIO:
             found.append(
                 f"memory {ratio:.0%} used: {sample.available_bytes / model.GIB:.1f} of "

@@ -12,7 +12,7 @@ from leasehold.observe import logs
 DEPTH_SECONDS: Final = 5.0
 #: How long a pool that failed its checks waits for the next look.
 RETRY_SECONDS: Final = 10.0
-_LOOK_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 0.5
 
 _log = logs.get_logger(__name__)
 
