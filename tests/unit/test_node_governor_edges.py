@@ -220,6 +220,15 @@ def test_auto_by_hand_survives_the_agent_where_the_settings_say_paused() -> None
     assert resizes(later) == [(POOL, 14)]
 
 
+@pytest.mark.parametrize("saved", [None, saved_modes.SavedMode(mode=model.PoolMode.MANUAL, workers=3)])
+def test_an_agent_that_adopts_more_than_is_allowed_has_them_end(saved: saved_modes.SavedMode | None) -> None:
+    modes = saved_modes.SavedModes(pools={POOL: saved}) if saved is not None else None
+
+    sizer = begun(sizing_host.spec(most=3 if saved is None else 8), 40.0, workers(5), saved=modes)
+
+    assert resizes(sizer) == [(POOL, 3)]
+
+
 def test_a_drain_keeps_the_number_of_a_paused_pool() -> None:
     sizer = begun(PLAIN, 4.1, workers(8))
     sizer.set_monitoring(1.0, None, False)

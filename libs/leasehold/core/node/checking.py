@@ -118,9 +118,9 @@ class Check:
         for pool in self._pools:
             limit, share = pool.spec.worker_limit_bytes, shares.workers[pool.name]
             if pool.desired is None:
-                # At the start what runs is kept, and judged by the checks that follow.
-                pool.desired = max(pool.live, pool.least)
-                left -= (pool.desired - pool.live) * limit
+                # At the start what runs is kept, within the bounds, and judged by the checks that follow.
+                pool.desired = min(max(pool.live, pool.least), pool.most)
+                left -= max(0, pool.desired - pool.live) * limit
             if pool.mode not in pool_sizing.SIZED_MODES:
                 continue
             goal, floor = pool.desired, min(share, pool.least)
