@@ -63,7 +63,7 @@ PARAMETERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "worker_id": ("A worker's name; left out: the first active one", {"type": "string"}),
 }
 
-_FLEET: Final = (404, 503, 504)
+_FLEET: Final = (404, 429, 503, 504)
 
 OPERATIONS: Final = (
     Operation(
@@ -167,6 +167,7 @@ _STATUS_TEXTS: Final = {
     409: "The present state does not allow it; `metadata` has the numbers",
     413: "The body is too large",
     421: "The Host is not served here",
+    429: "Too much at once: try again after Retry-After",
     500: "The gateway failed; its log has more",
     503: "No allocator leads, or the node is not connected: try again after Retry-After",
     504: "Not done in time",
