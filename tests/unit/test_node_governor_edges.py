@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import sizing_host
+from leasehold.core import errors
 from leasehold.core.node import governor, governor_effects, model, pressure, saved_modes, settings
 
 GB = model.GIB
@@ -119,6 +120,67 @@ def test_the_threshold_takes_exactly_one_even_where_little_lacks_for_another_wor
     assert resizes(sizer) == [(POOL, 4)]
 
 
+def test_below_the_threshold_another_goes_when_what_is_kept_free_for_it_is_short_beyond_the_hysteresis() -> (
+    None
+):
+    sizer = begun(sizing_host.spec(threshold_gb=40), 24.1, [])
+    assert resizes(sizer) == [(POOL, 4)]
+
+    for check in (1, 2):
+        sizer.sample(check * 30.0, memory(7.2), {POOL: workers(4)})  # 19.2 are 0.8 short of 5
+    assert resizes(sizer) == []
+    for check in (3, 4):
+        sizer.sample(check * 30.0, memory(6.9), {POOL: workers(4)})  # 1.1 short
+
+    assert resizes(sizer) == [(POOL, 3)]
+
+
+def test_a_raised_min_is_in_force_at_once_memory_or_not() -> None:
+    sizer = begun(PLAIN, 4.1, workers(2))
+    resizes(sizer)
+
+    sizer.reconfigure(1.0, HOST, [dataclasses.replace(PLAIN, min_workers=4)])
+
+    assert resizes(sizer) == [(POOL, 4)]
+    assert sizer.view(1.0, POOL).is_overcommitted
+
+
+def test_a_target_is_refused_for_what_other_pools_have_and_are_about_to_have() -> None:
+    one, two = sizing_host.spec("one", most=9, threshold_gb=0), sizing_host.spec("two", most=9, threshold_gb=0)
+    sizer = governor.Governor(HOST, [one, two], now=0.0)
+    sizer.sample(0.0, memory(28.1), {})
+    assert resizes(sizer) == [("one", 3), ("two", 3)]
+
+    with pytest.raises(errors.FailedPrecondition) as refused:
+        sizer.set_target(1.0, "one", 4)
+
+    assert refused.value.metadata["memory_allows"] == "3"
+    sizer.set_target(2.0, "two", 1)
+    sizer.set_target(3.0, "one", 5)
+
+
+def test_the_end_of_a_hold_is_a_deadline() -> None:
+    sizer = begun(PLAIN, 20.1, [])
+    sizer.set_target(1.0, POOL, 2, hold_seconds=5.0)
+
+    assert sizer.next_deadline() == 6.0
+
+
+@pytest.mark.parametrize(("workers_saved", "expected"), [(9, 4), (0, 1)])
+def test_a_saved_target_stays_within_bounds_that_were_narrowed_since(workers_saved: int, expected: int) -> None:
+    saved = saved_modes.SavedMode(mode=model.PoolMode.MANUAL, workers=workers_saved)
+
+    sizer = begun(
+        dataclasses.replace(PLAIN, max_workers=4),
+        60.1,
+        [],
+        saved=saved_modes.SavedModes(pools={POOL: saved}),
+    )
+
+    assert sizer.view(0.0, POOL).manual_target == expected
+    assert resizes(sizer) == [(POOL, expected)]
+
+
 def test_orders_act_at_once_but_count_for_no_checks_running() -> None:
     sizer = begun(PLAIN, 4.1, workers(8))
     resizes(sizer)
@@ -126,8 +188,24 @@ def test_orders_act_at_once_but_count_for_no_checks_running() -> None:
 
     for now in range(2, 20):
         sizer.set_monitoring(float(now), None, True)
+        sizer.reconfigure(float(now), HOST, [PLAIN])
 
     assert resizes(sizer) == []
+
+
+def test_an_order_that_changes_nothing_decides_nothing() -> None:
+    sizer = begun(PLAIN, 36.1, workers(5))
+    sizer.set_stopped(1.0, POOL, True)
+    sizer.set_stopped(1.1, POOL, False)
+    told = resizes(sizer)[-1]
+
+    for _ in range(3):
+        sizer.set_stopped(1.2, POOL, False)
+        sizer.set_monitoring(1.2, POOL, True)
+        sizer.set_auto(1.2, POOL)
+
+    assert resizes(sizer) == []
+    assert sizer.view(1.2, POOL).desired == told[1]
 
 
 def test_orders_do_not_put_off_the_check_that_is_due() -> None:
@@ -135,7 +213,7 @@ def test_orders_do_not_put_off_the_check_that_is_due() -> None:
     resizes(sizer)
 
     for now in range(1, 62):
-        sizer.set_monitoring(float(now), None, True)
+        sizer.reconfigure(float(now), HOST, [PLAIN])
         sizer.sample(float(now), memory(2.5), {POOL: workers(8)})
 
     assert resizes(sizer) == [(POOL, 7)]
@@ -436,6 +514,7 @@ def test_a_full_host_whose_memory_does_not_shrink_is_sampled_at_the_usual_pace()
 def test_a_worker_that_is_reaped_is_charged_to_nobody() -> None:
     ended = dataclasses.replace(workers(1)[0], state=model.WorkerState.EXITED)
 
+    ended = dataclasses.replace(ended, held_bytes=GB)
     sizer = begun(dataclasses.replace(PLAIN, max_workers=16), 20.1, [ended])
 
     assert resizes(sizer) == [(POOL, 4)]

@@ -367,11 +367,12 @@ class Governor:
             )
 
     def _resume(self, now: float, chosen: Sequence[pool_sizing.PoolSizing]) -> None:
-        for each in chosen:
-            if each.mode is not model.PoolMode.AUTO:
-                each.become(model.PoolMode.AUTO)
+        changed = [each for each in chosen if each.mode is not model.PoolMode.AUTO]
+        for each in changed:
+            each.become(model.PoolMode.AUTO)
         self._save(now)
-        self._check(now, "MODE")
+        if changed:
+            self._check(now, "MODE")
 
     def _pause(self, now: float, pool: pool_sizing.PoolSizing, kept: int) -> None:
         why = f"sizing was paused by hand at {kept}"
