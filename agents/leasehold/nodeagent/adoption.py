@@ -103,7 +103,7 @@ class Surveyor:
                 return None
         found = Found(folder=folder, intent=intent)
         if ended is not None:
-            return dataclasses.replace(found, exit=ended, is_exit_counted=True)
+            return dataclasses.replace(found, exit=ended, is_exit_counted=True, shim=self._shim(folder))
         stopping = self._read(folder, "stop.json", folder.read_stop, damages)
         found = dataclasses.replace(found, stopping=stopping)
         if noted is not None:

@@ -335,8 +335,8 @@ class Processes:
         self._workers[intent.worker_id] = worker
         if found.exit is not None:
             worker.is_over = True
-            if not found.is_exit_counted:
-                self._watching.sweep(worker)
+            # Of one that was counted, too: its agent may have gone before nothing was left of it.
+            self._watching.sweep(worker)
         elif found.process is not None:
             self._equip(worker)
             self._watching.watch(worker)

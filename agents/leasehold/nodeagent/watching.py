@@ -125,14 +125,17 @@ class Watching:
             self.finish(worker, exits.unknown(self._why_unknown(worker), time.time()))
             return
         assert worker.shim is not None and worker.died_at is not None
-        stat = members.stat_of(worker.shim.pid)
-        is_late = self._loop.time() - worker.died_at > SHIM_DEADLINE_SECONDS
+        self._urge(worker.shim, self._loop.time() - worker.died_at > SHIM_DEADLINE_SECONDS)
+        self.later(wait_seconds, lambda: self._look(worker, min(2 * wait_seconds, _LOOK_LAST_SECONDS)))
+
+    def _urge(self, shim: ProcessIdentity, is_late: bool) -> None:
+        """Thaw a shim that is frozen while it has something to do; kill it when its time is over."""
+        stat = members.stat_of(shim.pid)
         with contextlib.suppress(errors.LeaseholdError):
             if is_late:
-                members.send(worker.shim, signal.SIGKILL)
+                members.send(shim, signal.SIGKILL)
             elif stat is not None and stat.state in "Tt":
-                members.send(worker.shim, signal.SIGCONT)
-        self.later(wait_seconds, lambda: self._look(worker, min(2 * wait_seconds, _LOOK_LAST_SECONDS)))
+                members.send(shim, signal.SIGCONT)
 
     def _noted(self, worker: Tracked) -> ExitRecord | None:
         try:
@@ -158,9 +161,8 @@ class Watching:
 
     def _sweep(self, worker: Tracked, until: float) -> None:
         is_late = self._loop.time() >= until
-        if worker.shim is not None and is_late:
-            with contextlib.suppress(errors.LeaseholdError):
-                members.send(worker.shim, signal.SIGKILL)
+        if worker.shim is not None:
+            self._urge(worker.shim, is_late)
         if worker.shim is None or is_late or not _lives(worker.shim):
             if worker.shim is not None:
                 reap(worker.shim.pid)
