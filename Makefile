@@ -24,7 +24,8 @@ up: $(VENV_RUN)/.ready ## Start the whole system here, until Ctrl-C
 	@$(VENV_RUN)/bin/leasehold up $(ARGS)
 
 test: $(VENV)/.ready ## Run the tests, real etcd and Postgres included
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not soak" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not soak and not alone" $(ARGS)
+	@$(BIN)/python -m pytest -m "alone and not soak" $(ARGS) || [ $$? -eq 5 ]
 
 soak: $(VENV)/.ready ## Run the slow tests: long simulations and repeated kills
 	@$(BIN)/python -m pytest -m soak $(ARGS)

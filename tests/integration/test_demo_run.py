@@ -31,6 +31,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.alone
 def test_short_play_upholds_every_claim_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     ran = subprocess.run(
         command(tmp_path, "--seconds", "83", "--window-seconds", "5"),
