@@ -139,9 +139,9 @@ class Agent:
     async def _write(self, call: Any) -> None:
         for sequence in itertools.count(1):
             request: wire.SyncNodeRequest | None = wire.SyncNodeRequest()
-            interval = self.interval
-            if interval is None and self.terms is not None:
-                interval = self.terms.report_interval.ToNanoseconds() / 1e9
+            # Before it has heard its terms: as often as few nodes do.
+            told = 1.0 if self.terms is None else self.terms.report_interval.ToNanoseconds() / 1e9
+            interval = told if self.interval is None else self.interval
             with contextlib.suppress(TimeoutError):
                 request = await asyncio.wait_for(self._outbox.get(), interval)
             if request is None:

@@ -142,21 +142,21 @@ async def test_budgets_are_listed_in_pages_by_name(service: kit.Fleet, budget_na
 async def test_health_reflection_and_channelz_answer(service: kit.Fleet) -> None:
     channel = service.channel(service.members[0])
     health = health_pb2_grpc.HealthStub(channel)
-    for name in ("", "leasehold.api.budget.v1.BudgetService"):
+    services = ("budget.v1.BudgetService", "node.v1.NodeService")
+    for name in ("", *(f"leasehold.api.{each}" for each in services)):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
-    request = reflection_pb2.ServerReflectionRequest(
-        file_containing_symbol="leasehold.api.budget.v1.BudgetService"
-    )
-    calls = reflection.ServerReflectionInfo(iter([request]), timeout=5)
-    described = await calls.read()
-    files = [
-        descriptor_pb2.FileDescriptorProto.FromString(each)
-        for each in described.file_descriptor_response.file_descriptor_proto
-    ]
-    assert "BudgetService" in {each.name for file in files for each in file.service}
-    calls.cancel()
+    for name in services:
+        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=f"leasehold.api.{name}")
+        calls = reflection.ServerReflectionInfo(iter([request]), timeout=5)
+        described = await calls.read()
+        files = [
+            descriptor_pb2.FileDescriptorProto.FromString(each)
+            for each in described.file_descriptor_response.file_descriptor_proto
+        ]
+        assert name.rpartition(".")[2] in {each.name for file in files for each in file.service}
+        calls.cancel()
     servers = await channelz_pb2_grpc.ChannelzStub(channel).GetServers(
         channelz_pb2.GetServersRequest(), timeout=5
     )

@@ -162,3 +162,24 @@ async def test_without_postgres_nodes_come_and_go_and_it_hears_of_all_of_them_af
         await until(lambda: _is_known(fleet, successor, "r620-2"), "the successor knows it from Postgres")
         assert await _is(fleet, successor, "r620-2", "GONE")
         assert (await node(fleet, "r620-1", at=successor)).state == node_pb2.NODE_STATE_READY
+
+
+async def test_most_nodes_lost_together_are_flagged_until_they_report_again(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    leader = await fleet.start()
+    reports = [wire.ReportNodeRequest(registration=registration(f"r620-{number}")) for number in range(4)]
+    for report in reports:
+        await ask(fleet, "ReportNode", report, at=leader)
+    agent = Agent([leader.address], registration("r620-9"))
+    async with running(agent):
+        await until(lambda: _states(fleet, leader, "LOST LOST LOST LOST READY"), "four are lost", seconds=7)
+        assert await _is_mass_loss(fleet, leader)
+        assert "mass_loss" in leader.log()
+        for report in reports[:3]:
+            await ask(fleet, "ReportNode", report, at=leader)
+        assert not await _is_mass_loss(fleet, leader)
+
+
+async def _is_mass_loss(fleet: kit.Fleet, leader: kit.AllocatorProcess) -> bool:
+    answer = await ask(fleet, "ListNodes", wire.ListNodesRequest(is_brief=True), at=leader)
+    return bool(answer.is_mass_loss)

@@ -31,8 +31,8 @@ class Registries(RuleBasedStateMachine):
         self.is_loaded = True
         # The auditor's books.
         self.postgres: dict[str, model.NodeRecord] = {}
+        #: From when on each node has a whole TTL of the present leader.
         self.heard_at: dict[str, float] = {}
-        self.leads_since = self.now
         self.streams: dict[int, tuple[str, str, int]] = {}
         self.ended: set[int] = set()
         self.asked: dict[int, set[processes.ProcessKey]] = {}
@@ -171,8 +171,7 @@ class Registries(RuleBasedStateMachine):
             self.settle()
             for name, node in self.leader.nodes.items():
                 if node.state is NodeState.LOST and before[name] in ALIVE:
-                    silent_since = max(self.heard_at.get(name, 0.0), self.leads_since)
-                    assert self.now - silent_since >= TTL_SECONDS - 1e-6, f"{name} was lost too soon"
+                    assert self.now - self.heard_at[name] >= TTL_SECONDS - 1e-6, f"{name} was lost too soon"
         self.now = end
 
     @rule()
@@ -182,7 +181,9 @@ class Registries(RuleBasedStateMachine):
         self.leader.tick(self.now)
         self.settle()
         assert {name: node.state for name, node in self.leader.nodes.items()} == before
-        self.leads_since = self.now - TTL_SECONDS + self.leader.terms.report_interval_seconds
+        # Everyone has one interval more, as if it had been heard when that much of its TTL was left.
+        least = self.now - TTL_SECONDS + self.leader.terms.report_interval_seconds
+        self.heard_at = {name: max(at, least) for name, at in self.heard_at.items()}
 
     @rule(is_postgres_there=st.booleans())
     def another_leader(self, is_postgres_there: bool) -> None:
@@ -191,6 +192,7 @@ class Registries(RuleBasedStateMachine):
         # A new leader is asked by holders anew.
         self.watched.clear()
         self.waiting.clear()
+        self.heard_at.clear()
         self.is_loaded = False
         if is_postgres_there:
             self.postgres_is_read()
@@ -198,7 +200,15 @@ class Registries(RuleBasedStateMachine):
     @rule()
     def postgres_is_read(self) -> None:
         if not self.is_loaded:
-            self.leads_since = self.now
+            for name, stored in self.postgres.items():
+                mine = self.waiting.get(name)
+                there = stored.registration
+                if mine is None or (
+                    mine.registration.node_id == there.node_id
+                    and mine.registration.incarnation < there.incarnation
+                ):
+                    # Not heard by this leader, but perhaps an agent that gives way.
+                    self.heard_at[name] = self.now
             self.leader.restore([record for _, record in sorted(self.postgres.items())], self.now)
             self.settle()
             self.is_loaded = True
@@ -215,6 +225,7 @@ class Registries(RuleBasedStateMachine):
         assert self.leader.nodes[name].state not in ALIVE
         self.leader.forget(name)
         del self.postgres[name]
+        self.heard_at.pop(name, None)
         self.settle()
 
     # Judgement
@@ -233,8 +244,8 @@ class Registries(RuleBasedStateMachine):
     @invariant()
     def whoever_is_silent_for_a_ttl_is_not_alive(self) -> None:
         for name, node in self.leader.nodes.items():
-            last = max(self.heard_at.get(name, 0.0), self.leads_since)
-            if node.state in ALIVE and self.is_loaded:
+            if node.state in ALIVE:
+                last = self.heard_at[name]
                 assert self.now - last <= TTL_SECONDS + 1e-6, f"{name} is not lost, silent since {last}"
 
     @invariant()
