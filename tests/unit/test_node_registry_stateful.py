@@ -263,5 +263,5 @@ class Registries(RuleBasedStateMachine):
             assert (registration.node_id, registration.incarnation) == (node_id, incarnation)
 
 
-Registries.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Registries.TestCase.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
 TestRegistries = Registries.TestCase
