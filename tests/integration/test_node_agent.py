@@ -161,6 +161,20 @@ def test_a_second_signal_during_a_drain_stops_at_once(busy: AgentProcess) -> Non
     assert ledger(busy) == ["begin", "begin"]
 
 
+def test_sigusr1_during_a_drain_hands_over_workers_that_are_asked_to_end(busy: AgentProcess) -> None:
+    busy.start()
+    workers = busy.wait_running(2)
+    until(lambda: ledger(busy) == ["begin", "begin"], "both work")
+    busy.signal(signal.SIGTERM)
+    until(lambda: busy.pool().stopping == 2, "both are asked to end")
+    busy.signal(signal.SIGUSR1)
+    assert busy.wait_end() == 0
+    assert all(map(is_alive, workers.values()))
+
+    (busy.folder / "go").touch()
+    until(lambda: ledger(busy).count("end") == 2, "their work was finished")
+
+
 def test_the_drain_deadline_ends_a_drain(busy: AgentProcess) -> None:
     busy.start("--addr=none", "--drain-deadline-seconds=0.5")
     workers = busy.wait_running(2)

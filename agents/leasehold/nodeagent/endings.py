@@ -6,7 +6,7 @@ asked by   workers                                                              
 SIGTERM    each ends by its stop contract, within the drain deadline; those that  as SIGINT
            are still there then are stopped as by SIGINT
 SIGINT     at once: tasks are given back to their queue where the contract can    every process is killed
-SIGUSR1    stay, for the next agent                                               nothing more
+SIGUSR1    stay, for the next agent, also those that are asked to end already    nothing more
 =========  =====================================================================  ==========================
 """
 
@@ -55,7 +55,8 @@ class Ending:
 
     def escalate(self, stage: Stage, why: str) -> None:
         """A signal: the first asks for `stage`, the next for one step more than what is under way."""
-        if self.stage is Stage.NONE:
+        if self.stage is Stage.NONE or stage is Stage.LEAVE:
+            # To leave them is no harder way to end workers: those on their way out are the next agent's.
             self.ask(stage, why)
         elif self.stage is not Stage.LEAVE:
             self.ask(Stage(min(Stage.KILL, max(stage, self.stage + 1))), why)
