@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
-from leasehold.nodeagent import log_writer, main, node_record, service_manager, state
+from leasehold.nodeagent import activity, log_writer, main, node_record, records, service_manager, state
 from leasehold.runtime import agent_paths
 
 # systemd
@@ -199,3 +199,20 @@ def test_where_the_state_is_follows_flags_then_the_environment_then_the_user() -
     assert agent_paths.state_dir(None, {"LEASEHOLD_STATE_DIR": "/b"}) == Path("/b")
     assert agent_paths.socket_path(None, "/a", {}) == Path("/a/agent.sock")
     assert agent_paths.socket_path("unix:/s", "/a", {}) == Path("/s")
+
+
+# What others wrote
+
+
+@pytest.mark.parametrize(
+    "text", ['{"version": 1, "pid": Infinity, "start_time_ticks": 1, "tasks": []}', "[" * 200_000]
+)
+def test_what_a_worker_writes_of_itself_never_ends_the_agent(tmp_path: Path, text: str) -> None:
+    (tmp_path / "activity.1.json").write_text(text)
+
+    assert activity.RunFolder(tmp_path).activity().is_busy is None
+
+
+def test_a_record_that_is_nested_without_end_is_damaged() -> None:
+    with pytest.raises(records.Damaged):
+        records.Format("intent", 1).decode(b"[" * 200_000)

@@ -91,5 +91,5 @@ def _parsed(path: Path) -> _Told | None:
             ready if isinstance(ready, bool) else None,
             tuple((str(task["id"]), str(task.get("name", ""))) for task in tasks),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

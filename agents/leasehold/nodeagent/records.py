@@ -32,7 +32,7 @@ class Format:
         """The record without its version. Raises `Damaged`."""
         try:
             document = json.loads(data.strip(b"\0 \n"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Damaged(f"{self.kind}: not JSON: {error}") from error
         if not isinstance(document, dict):
             raise Damaged(f"{self.kind}: no JSON object")

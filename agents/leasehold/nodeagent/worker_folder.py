@@ -296,5 +296,5 @@ def _number(value: object) -> int | None:
 def _decoded(decode: Callable[[dict[str, Any]], T], document: dict[str, Any]) -> T:
     try:
         return decode(document)
-    except (KeyError, TypeError, ValueError, errors.InvalidArgument) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, errors.InvalidArgument) as error:
         raise records.Damaged(f"{error!r} in {sorted(document)}") from error
