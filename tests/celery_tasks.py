@@ -23,7 +23,8 @@ leasehold_celery.configure(
 
 
 def _ledger() -> "redis.Redis":
-    return redis.Redis.from_url(os.environ["TASKS_LEDGER"], decode_responses=True)
+    # A gate may stay closed for longer than the client would wait for an answer by itself.
+    return redis.Redis.from_url(os.environ["TASKS_LEDGER"], decode_responses=True, socket_timeout=None)
 
 
 @app.task(bind=True)  # type: ignore[untyped-decorator]  # Celery has no types
@@ -43,6 +44,15 @@ def poison(key: str) -> None:
     with _ledger() as ledger:
         ledger.rpush("ledger", f"started {key} {os.getpid()}")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task  # type: ignore[untyped-decorator]
+def gorge(key: str, mebibytes: int) -> None:
+    """Take so much memory."""
+    with _ledger() as ledger:
+        ledger.rpush("ledger", f"started {key} {os.getpid()}")
+        held = bytearray(b"1") * (mebibytes * 2**20)
+        ledger.rpush("ledger", f"completed {key} {len(held)}")
 
 
 @app.task  # type: ignore[untyped-decorator]
