@@ -138,7 +138,9 @@ class Host:
 
     def signal(self, worker_id: str, name: str, scope: model.SignalScope = model.SignalScope.MAIN) -> bool:
         until_seconds = asyncio.get_running_loop().time() + 30.0
-        return self.processes.signal(worker_id, name, scope, step=0, until_seconds=until_seconds)
+        return self.processes.signal(
+            worker_id, name, scope, step=0, until_seconds=until_seconds, contract=model.PLAIN_STOP
+        )
 
     def leave(self) -> None:
         """End as an agent does that leaves its workers to the next."""

@@ -186,11 +186,16 @@ class Scene:
     def record(self, worker_id: str, worker: HostWorker) -> worker_records.AdoptedWorker:
         stopping = None
         if worker.is_killed:
-            stopping = worker_records.StopProgress(step=len(self.spec.stop.steps), remaining_seconds=0.0)
+            stopping = worker_records.StopProgress(
+                contract=self.spec.stop, step=len(self.spec.stop.steps), remaining_seconds=0.0
+            )
         elif worker.step is not None:
             remaining = worker.step.until_seconds - self.now
             stopping = worker_records.StopProgress(
-                step=worker.step.step, remaining_seconds=remaining, is_replaced=worker.step.is_replaced
+                contract=worker.step.contract,
+                step=worker.step.step,
+                remaining_seconds=remaining,
+                is_replaced=worker.step.is_replaced,
             )
         return worker_records.AdoptedWorker(
             worker_id=worker_id,

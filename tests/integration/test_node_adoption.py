@@ -132,16 +132,23 @@ async def test_a_stop_that_has_begun_is_handed_on(make_host: MakeHost) -> None:
         steps=(StopStep(signal="TERM", wait_seconds=600.0), StopStep(signal="QUIT", wait_seconds=9.0))
     )
     host = make_host()
-    worker_id = await host.start(1, process_scene.STUBBORN, stop=stop)
+    # It was started under another contract than the one by which it is stopped.
+    worker_id = await host.start(1, process_scene.STUBBORN, stop=model.PLAIN_STOP)
     await until(lambda: "ready" in host.log(1), "it ignores TERM")
     now = asyncio.get_running_loop().time()
     host.processes.signal(
-        worker_id, "TERM", model.SignalScope.MAIN, step=0, until_seconds=now + 600.0, is_replaced=True
+        worker_id,
+        "TERM",
+        model.SignalScope.MAIN,
+        step=0,
+        until_seconds=now + 600.0,
+        contract=stop,
+        is_replaced=True,
     )
     (adopted,) = make_host().adopted
 
-    assert adopted.stop == stop
-    assert adopted.stopping is not None
+    assert adopted.stop == model.PLAIN_STOP
+    assert adopted.stopping is not None and adopted.stopping.contract == stop
     assert (adopted.stopping.step, adopted.stopping.is_replaced) == (0, True)
     assert 500.0 < adopted.stopping.remaining_seconds <= 600.0
     assert adopted.uptime_seconds < 60.0

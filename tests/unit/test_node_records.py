@@ -324,7 +324,7 @@ def test_a_full_disk_is_told_as_a_resource_that_is_exhausted() -> None:
 
 def test_stop_progress_of_another_boot_is_worth_nothing(tmp_path: Path) -> None:
     folder = WorkerFolder(tmp_path)
-    folder.write_stop(step=1, remaining_seconds=30.0, is_replaced=True)
+    folder.write_stop(contract=model.PLAIN_STOP, step=1, remaining_seconds=30.0, is_replaced=True)
     progress = folder.read_stop()
     assert progress is not None and (progress.step, progress.is_replaced) == (1, True)
     document = json.loads((tmp_path / "stop.json").read_text())

@@ -301,6 +301,7 @@ class Agent:
                 effect.scope,
                 step=effect.step,
                 until_seconds=effect.until_seconds,
+                contract=effect.contract,
                 is_replaced=effect.is_replaced,
             )
         elif isinstance(effect, worker_effects.KillAll):

@@ -128,18 +128,19 @@ class Processes:
         *,
         step: int,
         until_seconds: float,
+        contract: model.StopContract,
         is_replaced: bool = False,
     ) -> bool:
         """Carry out a step of the stop contract; False if there is nobody to signal any more.
 
-        `step`, `until_seconds` (of the loop's clock) and `is_replaced` are kept for the next agent. Raises
-        `InvalidArgument` if there is no such signal.
+        `step` of `contract`, `until_seconds` (of the loop's clock) and `is_replaced` are kept for the next one.
+        Raises `InvalidArgument` if there is no such signal.
         """
         number = _signal_number(name)
         worker = self._workers.get(worker_id)
         if worker is None or worker.process is None or worker.is_over:
             return False
-        self._note_stop(worker, step, until_seconds - self._loop.time(), is_replaced)
+        self._note_stop(worker, contract, step, until_seconds - self._loop.time(), is_replaced)
         return self._send(worker.process, number, to_group=scope is model.SignalScope.GROUP)
 
     def kill_all(self, worker_id: str) -> None:
@@ -154,7 +155,8 @@ class Processes:
         target = worker.process or worker.shim
         if target is None:
             return  # it is being spawned, and killed as soon as that is done
-        self._note_stop(worker, len(worker.intent.stop.steps), 0.0, is_replaced=False)
+        contract = worker.intent.stop
+        self._note_stop(worker, contract, len(contract.steps), 0.0, is_replaced=False)
         self._send(target, signals.SIGKILL)
         if worker.cgroup is not None:
             worker.cgroup.kill()
@@ -373,9 +375,13 @@ class Processes:
         else:
             self._watching.later(_STARTING_EVERY_SECONDS, lambda: self._await_start(worker))
 
-    def _note_stop(self, worker: Tracked, step: int, remaining: float, is_replaced: bool) -> None:
+    def _note_stop(
+        self, worker: Tracked, contract: model.StopContract, step: int, remaining: float, is_replaced: bool
+    ) -> None:
         try:
-            worker.folder.write_stop(step=step, remaining_seconds=remaining, is_replaced=is_replaced)
+            worker.folder.write_stop(
+                contract=contract, step=step, remaining_seconds=remaining, is_replaced=is_replaced
+            )
         except errors.LeaseholdError as error:
             _log.warning("stop_not_noted", worker=worker.intent.name, why=error.message)
 

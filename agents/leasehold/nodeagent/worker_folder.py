@@ -167,9 +167,12 @@ class WorkerFolder:
         document = EXIT.read(self.path / "exit")
         return None if document is None else _decoded(_decode_exit, document)
 
-    def write_stop(self, *, step: int, remaining_seconds: float, is_replaced: bool) -> None:
-        """Note the step of the stop contract that is in force. Survives the agent, not a power cut."""
+    def write_stop(
+        self, *, contract: model.StopContract, step: int, remaining_seconds: float, is_replaced: bool
+    ) -> None:
+        """Note the stop contract, and the step of it, that is in force. Survives the agent, not a power cut."""
         record = {
+            "contract": _encode_contract(contract),
             "step": step,
             "until_monotonic": time.monotonic() + remaining_seconds,
             "boot_id": identities.boot_id(),
@@ -202,29 +205,34 @@ class WorkerFolder:
 
 def encode_intent(intent: Intent) -> dict[str, Any]:
     """As it is on disk."""
-    stop = intent.stop
     return {
         **dataclasses.asdict(dataclasses.replace(intent, stop=model.PLAIN_STOP)),
         "argv": list(intent.argv),
         "cgroup": None if intent.cgroup is None else str(intent.cgroup),
-        "stop": {
-            **dataclasses.asdict(stop),
-            "steps": [{**dataclasses.asdict(step), "scope": step.scope.value} for step in stop.steps],
-        },
+        "stop": _encode_contract(intent.stop),
     }
 
 
-def decode_intent(document: dict[str, Any]) -> Intent:
-    """The opposite of `encode_intent`."""
-    stop = dict(document["stop"])
+def _encode_contract(contract: model.StopContract) -> dict[str, Any]:
+    steps = [{**dataclasses.asdict(step), "scope": step.scope.value} for step in contract.steps]
+    return {**dataclasses.asdict(contract), "steps": steps}
+
+
+def _decode_contract(document: dict[str, Any]) -> model.StopContract:
+    rest = dict(document)
     steps = tuple(
         model.StopStep(
             signal=str(step["signal"]),
             wait_seconds=float(step["wait_seconds"]),
             scope=model.SignalScope(step["scope"]),
         )
-        for step in stop.pop("steps")
+        for step in rest.pop("steps")
     )
+    return model.StopContract(steps=steps, **rest)
+
+
+def decode_intent(document: dict[str, Any]) -> Intent:
+    """The opposite of `encode_intent`."""
     cgroup = document["cgroup"]
     return Intent(
         worker_id=str(document["worker_id"]),
@@ -236,7 +244,7 @@ def decode_intent(document: dict[str, Any]) -> Intent:
         limit_bytes=int(document["limit_bytes"]),
         boot_id=str(document["boot_id"]),
         cgroup=None if cgroup is None else Path(cgroup),
-        stop=model.StopContract(steps=steps, **stop),
+        stop=_decode_contract(document["stop"]),
         log=worker_values.LogSettings(**document["log"]),
     )
 
@@ -269,6 +277,7 @@ def _decode_stop(document: dict[str, Any]) -> worker_records.StopProgress | None
     if document["boot_id"] != identities.boot_id():
         return None
     return worker_records.StopProgress(
+        contract=_decode_contract(document["contract"]),
         step=int(document["step"]),
         remaining_seconds=float(document["until_monotonic"]) - time.monotonic(),
         is_replaced=bool(document["is_replaced"]),

@@ -41,6 +41,7 @@ class SendSignal:
     #: next agent goes on where this one was.
     step: int
     until_seconds: float
+    contract: model.StopContract
     #: Another is started in its place when it has ended.
     is_replaced: bool = False
 

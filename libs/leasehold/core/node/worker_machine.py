@@ -421,7 +421,13 @@ class PoolMachine:
         worker.tell(now, f"{step.signal} to its {step.scope}: {worker.why}")
         self._effects.append(
             worker_effects.SendSignal(
-                worker.worker_id, step.signal, step.scope, ladder.step, ladder.until, worker.is_replaced
+                worker.worker_id,
+                step.signal,
+                step.scope,
+                ladder.step,
+                ladder.until,
+                ladder.contract,
+                worker.is_replaced,
             )
         )
         self._note(
@@ -457,7 +463,7 @@ class PoolMachine:
 
     def _go_on_stopping(self, now: float, worker: WorkerLife, record: worker_records.AdoptedWorker) -> None:
         assert record.stopping is not None
-        ladder = stopping.Ladder(record.stop, record.stopping.step)
+        ladder = stopping.Ladder(record.stopping.contract, record.stopping.step)
         worker.ladder, worker.why = ladder, "an earlier agent's order"
         worker.is_replaced = record.stopping.is_replaced
         if ladder.is_at_kill:

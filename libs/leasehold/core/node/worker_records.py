@@ -10,6 +10,8 @@ from leasehold.core.node import model
 class StopProgress:
     """How far an earlier agent got with a worker's stop contract."""
 
+    #: The one by which it is being stopped; the pool's, or that of its start, may have changed since.
+    contract: model.StopContract
     #: Index of the step that was in force; the number of steps: the kill.
     step: int
     #: Until the step's wait is over; 0 or less: it is.
