@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import allocator_kit as kit
 import pytest
@@ -93,8 +95,8 @@ async def test_sigstop_of_the_leader_past_its_ttl_and_sigcont_writes_nothing_lat
             thawed_at = leader.thaw()
             await until(lambda: len(faithful.failures) > 0 and "reign_ended" in leader.log(), "it steps down")
             refused = await until(
-                lambda: next((e for e in faithful.failures if isinstance(e, errors.NotLeader)), None),
-                "it is told",
+                lambda: next((e for e in faithful.failures if _names_a_leader(e)), None),
+                "it is told, at the latest when it asks again",
             )
             assert refused.leader_address == successor.address
             # What the late leader said after it woke up renewed nobody and gave nobody anything.
@@ -251,3 +253,38 @@ async def test_followers_refuse_with_the_leaders_address(make_fleet: MakeFleet) 
     async with running(lost):
         refused = await until(lambda: lost.failures[:1], "the stream is refused")
     assert isinstance(refused[0], errors.NotLeader) and refused[0].leader_address == leader.address
+
+
+@pytest.mark.parametrize(
+    ("method", "request_message"),
+    [
+        ("GetBudget", wire.GetBudgetRequest(name="late")),
+        ("GetBudgetStatus", wire.GetBudgetStatusRequest(budget="late")),
+        ("AcquireLease", wire.AcquireLeaseRequest(budget="late", holder="h", request_id="request-1")),
+    ],
+)
+async def test_a_leader_that_was_deposed_unseen_does_not_deny_a_budget_that_came_after_it(
+    make_fleet: MakeFleet, etcd_server: str, etcd_prefix: str, method: str, request_message: Any
+) -> None:
+    fleet = make_fleet(LEASEHOLD_ELECTION_TTL_SECONDS="60")
+    leader = await fleet.start()
+    with pytest.raises(errors.NotFound):
+        await fleet.call(method, request_message, at=leader)
+    own = epochs.Epoch.decode(fleet_epoch(leader.log()))
+    etcd = await adapter.connect([etcd_server])
+    later = epochs.Epoch(own.generation, own.revision + 10_000, own.etcd_cluster_id)
+    await etcd.put(f"{etcd_prefix.rstrip('/')}/epoch", later.encode().encode())
+    await etcd.close()
+
+    with pytest.raises(errors.NotLeader):
+        await fleet.call(method, request_message, at=leader)
+
+
+def fleet_epoch(log: str) -> str:
+    """The epoch of which a leader's log tells."""
+    (line,) = [line for line in log.splitlines() if '"leading"' in line]
+    return str(json.loads(line)["epoch"])
+
+
+def _names_a_leader(error: Exception) -> bool:
+    return isinstance(error, errors.NotLeader) and bool(error.leader_address)

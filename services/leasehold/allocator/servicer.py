@@ -1,11 +1,13 @@
 """BudgetService on the wire: each method checks its input, asks the leader's reign, and translates."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from leasehold.allocator import calls, holding, leadership, reading
+from leasehold.allocator import reign as reigns
 from leasehold.api.budget.v1 import budget_pb2
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.api.budget.v1 import budget_service_pb2_grpc as wire_grpc
@@ -20,6 +22,9 @@ BUDGETS_PAGE_MAX = 250
 #: A watcher is told at most so often.
 WATCH_SECONDS = 0.1
 
+#: What a refusal waits for etcd.
+CONFIRM_SECONDS = 3.0
+
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -30,6 +35,27 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         self._leader = leader
         self._store = store
         self._draining = draining
+
+    @contextlib.asynccontextmanager
+    async def _confirmed(self) -> AsyncIterator[reigns.Reign]:
+        """The present reign; "there is no such budget" leaves only if it is confirmed by etcd.
+
+        A leader that was frozen, and deposed, may not know it yet, nor the budgets that came after.
+        """
+        reign = self._leader.require()
+        try:
+            yield reign
+        except errors.NotFound as refusal:
+            try:
+                async with asyncio.timeout(CONFIRM_SECONDS):
+                    await reign.flush()
+            except errors.StaleEpoch:
+                raise self._leader.not_leader() from refusal
+            except TimeoutError:
+                raise errors.EtcdUnavailable(
+                    "etcd does not confirm that this allocator still leads", retry_after_seconds=0.5
+                ) from refusal
+            raise
 
     # Administration
 
@@ -52,7 +78,8 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
     async def GetBudget(self, request: wire.GetBudgetRequest, context: _Context) -> wire.GetBudgetResponse:
         """A definition in force, and the limits in force."""
         model.checked_budget_name(request.name)
-        budget = self._leader.require().core.budget(request.name)
+        async with self._confirmed() as reign:
+            budget = reign.core.budget(request.name)
         budget.book.update_limits()
         return wire.GetBudgetResponse(
             budget=self._in_force(budget),
@@ -103,26 +130,30 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         """Take a lease by one call."""
         model.checked_budget_name(request.budget, field_name="budget")
         process = common_codec.decode_process(request.process) if request.HasField("process") else None
-        grant = await self._leader.require().acquire(
-            budget=request.budget,
-            holder=model.checked_holder_name(request.holder),
-            incarnation=_incarnation(request.request_id),
-            demand=wire_values.decode_amounts(request.demand, "demand"),
-            process=process,
-        )
+        async with self._confirmed() as reign:
+            grant = await reign.acquire(
+                budget=request.budget,
+                holder=model.checked_holder_name(request.holder),
+                incarnation=_incarnation(request.request_id),
+                demand=wire_values.decode_amounts(request.demand, "demand"),
+                process=process,
+            )
         return wire.AcquireLeaseResponse(grant=lease_codec.encode_grant(grant))
 
     async def RenewLease(self, request: wire.RenewLeaseRequest, context: _Context) -> wire.RenewLeaseResponse:
         """One report, one grant."""
         report = lease_codec.decode_report(request.report)
-        grant = await self._leader.require().report_once(report)
+        async with self._confirmed() as reign:
+            grant = await reign.report_once(report)
         return wire.RenewLeaseResponse(grant=lease_codec.encode_grant(grant))
 
     async def ReleaseLease(
         self, request: wire.ReleaseLeaseRequest, context: _Context
     ) -> wire.ReleaseLeaseResponse:
         """Give a lease back."""
-        await self._leader.require().release_once(lease_codec.decode_release(request.release))
+        release = lease_codec.decode_release(request.release)
+        async with self._confirmed() as reign:
+            await reign.release_once(release)
         return wire.ReleaseLeaseResponse()
 
     # Reading
@@ -134,19 +165,21 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         model.checked_budget_name(request.budget, field_name="budget")
         if request.worker_id:
             model.checked_holder_name(request.worker_id, field_name="worker_id")
-        return reading.status(self._leader.require().core.budget(request.budget), request.worker_id)
+        async with self._confirmed() as reign:
+            return reading.status(reign.core.budget(request.budget), request.worker_id)
 
     async def WatchBudget(
         self, request: wire.WatchBudgetRequest, context: _Context
     ) -> AsyncIterator[wire.WatchBudgetResponse]:
         """The budget now and after each change."""
         model.checked_budget_name(request.budget, field_name="budget")
-        reign = self._leader.require()
+        first = self._leader.require()
         while not self._draining.is_set():
-            if self._leader.require() is not reign:
+            if self._leader.require() is not first:
                 raise errors.NotLeader
-            news = reign.news
-            yield reading.snapshot(reign, request.budget)
+            async with self._confirmed() as reign:
+                news, snapshot = reign.news, reading.snapshot(reign, request.budget)
+            yield snapshot
             await asyncio.sleep(WATCH_SECONDS)
             await calls.first_of(news.wait(), self._draining.wait())
 
@@ -156,7 +189,8 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         """Why a holder has what it has."""
         model.checked_budget_name(request.budget, field_name="budget")
         model.checked_holder_name(request.holder)
-        return reading.explanation(self._leader.require(), request.budget, request.holder)
+        async with self._confirmed() as reign:
+            return reading.explanation(reign, request.budget, request.holder)
 
     async def ListLedgerEntries(
         self, request: wire.ListLedgerEntriesRequest, context: _Context
@@ -182,7 +216,8 @@ class BudgetServicer(wire_grpc.BudgetServiceServicer):
         spec = None
         if request.budget:
             model.checked_budget_name(request.budget, field_name="budget")
-            spec = self._leader.require().core.budget(request.budget).spec
+            async with self._confirmed() as reign:
+                spec = reign.core.budget(request.budget).spec
         return reading.planned(request, spec)
 
 
