@@ -69,6 +69,11 @@ def spawned(*command: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command)
 
 
+def write_log(folder: Path, worker: str, data: bytes) -> None:
+    (log,) = folder.rglob(f"logs/{worker}.log")
+    log.write_bytes(data)
+
+
 def reported(nodes: FakeNodes) -> Callable[[], bool]:
     return lambda: any(pool.running == 3 for message in nodes.heard[-1:] for pool in message.status.pools)
 
@@ -91,6 +96,22 @@ async def test_it_registers_reports_and_carries_out_orders(nodes: FakeNodes, age
     nodes.order(order("o2", scale={"workers": 99}))
     refused = await until(lambda: nodes.results().get("o2"), "a refusal is answered, too")
     assert (refused.error.reason, refused.error.field) == ("INVALID_ARGUMENT", "target_workers")
+
+
+async def test_answers_larger_than_a_message_may_be_are_told_one_after_the_other(
+    nodes: FakeNodes, agent: AgentProcess, tmp_path: Path
+) -> None:
+    await until(reported(nodes), "its workers are told")
+    await asyncio.to_thread(write_log, tmp_path, "idle_1@here", (b"x" * 1023 + b"\n") * 2048)
+    wanted = [f"log-{number}" for number in range(6)]
+
+    for order_id in wanted:
+        read = {"worker": "idle_1@here", "tail_lines": 10_000, "bytes_max": 1 << 20}
+        nodes.order(order(order_id, EPOCH, read_log=read))
+    await until(lambda: set(wanted) <= set(nodes.results()), "all are answered")
+
+    assert min(len(nodes.results()[each].log.data) for each in wanted) > 900_000
+    assert nodes.streams == 1
 
 
 async def test_cut_off_it_works_on_and_nothing_is_restarted_when_the_link_heals(

@@ -165,6 +165,10 @@ def test_what_is_wrong_names_the_setting_and_where_it_stands(tmp_path: Path, tex
         ),
         ("pools: [{name: ../a, template: command}]", "pools[0].name: '../a' is not a name"),
         ("pools: [{name: a, template: command}]", "pools[0].parameters.program: is missing"),
+        (
+            "pools: [{name: a, template: command, paramters: {program: a}}]",
+            "pools[0].paramters: there is no such setting; did you mean 'parameters'?",
+        ),
         (POOL + POOL.replace("pools:", ""), "there are two pools 'asr'"),
         (
             POOL.replace("template: command", "template: command, max_worker: 3"),

@@ -311,7 +311,6 @@ def _pool(
             f"there is no template {template_name[:63]!r}; known are {', '.join(sorted(known))}",
         )
     given = section.take("parameters") or {}
-    values = template.values(given, section.at("parameters"))
     own = {
         setting: (section.text(key), section.at(key))
         for key, setting in _POOL_SETTINGS.items()
@@ -320,28 +319,32 @@ def _pool(
     for key in _POOL_SETTINGS:
         section.take(key)
     stop = templates.read_stop(section, template.parameters) or template.stop
+    restart = templates.read_restart(section, template.restart)
+    priority = section.whole("priority", 0, least=-1000, most=1000)
+    env, env_file = section.variables("env"), section.text("env_file", "")
+    log = _log_settings(section, template)
+    # Before what may be missing is missed: it may stand there under a mistyped name.
+    section.end()
+    values = template.values(given, section.at("parameters"))
     spec = settings.pool_spec(
         name=name,
         template=template_name,
         parameters={key: _shown(value) for key, value in values.items()},
-        priority=section.whole("priority", 0, least=-1000, most=1000),
+        priority=priority,
         defaults=sizing,
         own={setting: text for setting, (text, _) in own.items()},
         where={setting: where for setting, (_, where) in own.items()},
         stop=templates.contract(stop, values),
-        restart=templates.read_restart(section, template.restart),
+        restart=restart,
     )
-    env_file = section.text("env_file", "")
-    pool = Pool(
+    return Pool(
         spec=spec,
         template=template,
         values=values,
-        env=section.variables("env"),
+        env=env,
         env_file=base / env_file if env_file else None,
-        log=_log_settings(section, template),
+        log=log,
     )
-    section.end()
-    return pool
 
 
 def _shown(value: templates.Value) -> str:

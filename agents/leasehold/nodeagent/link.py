@@ -38,6 +38,8 @@ LEAVE_SECONDS: Final = 1.0
 
 _HINTS_MAX: Final = 3
 _WORD_MAX: Final = 200
+#: And bytes of results in one: a log's chunk has 1 MiB, gRPC takes 4.
+_RESULTS_BYTES_MAX: Final = 2 << 20
 _REFUSALS: Final = (
     errors.AlreadyExists,
     errors.NodeSuperseded,
@@ -253,8 +255,10 @@ class Link:
             message.registration.CopyFrom(registration(self._host, self._record))
         self._told_revision = self._host.revision
         message.status.CopyFrom(status.node_status(self._host))
+        room = _RESULTS_BYTES_MAX
         for place, (number, result) in enumerate(self._results):
-            if number == 0 and len(message.results) < _WORD_MAX:
+            if number == 0 and len(message.results) < _WORD_MAX and result.ByteSize() <= room:
+                room -= result.ByteSize()
                 message.results.append(result)
                 self._results[place] = (sequence, result)
         for process, number in self._deaths.items():

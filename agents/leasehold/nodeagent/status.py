@@ -132,7 +132,7 @@ def pool_status(host: agents.Agent, pool: pools.Pool) -> pool_pb2.PoolStatus:
         message.mode = pool_pb2.POOL_MODE_STOPPED
         message.summary = "not declared any more: its workers are being stopped"
         return message
-    view = host.governor.view(now, spec.name)
+    view = host.governor.view(now, spec.name, running=message.running)
     message.mode = _MODES[view.mode]
     message.optimal = view.optimal
     message.is_overcommitted = view.is_overcommitted

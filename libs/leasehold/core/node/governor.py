@@ -202,9 +202,12 @@ class Governor:
         taken, self._effects = self._effects, []
         return taken
 
-    def view(self, now: float, pool: str) -> pool_sizing.PoolView:
-        """What status shows of a pool's size. Raises `NotFound`."""
-        return self._pool(pool).view(now, is_draining=self._is_draining)
+    def view(self, now: float, pool: str, *, running: int | None = None) -> pool_sizing.PoolView:
+        """What status shows of a pool's size. Raises `NotFound`.
+
+        `running`: how many there are now, where that is known better than by the last sample.
+        """
+        return self._pool(pool).view(now, is_draining=self._is_draining, running=running)
 
     def decisions(self, pool: str, most: int) -> list[model.Decision]:
         """The last decisions about a pool, newest first. Raises `NotFound`."""

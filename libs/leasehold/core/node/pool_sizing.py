@@ -164,7 +164,7 @@ class PoolSizing:
     def _told_not_scaling(self) -> str:
         return f"ENABLE_AUTO_SCALING is false: paused, at MIN_WORKERS {self.spec.min_workers} from the start"
 
-    def view(self, now: float, *, is_draining: bool) -> PoolView:
+    def view(self, now: float, *, is_draining: bool, running: int | None = None) -> PoolView:
         """What status shows."""
         return PoolView(
             mode=self.mode,
@@ -173,13 +173,12 @@ class PoolSizing:
             manual_target=self.manual_target,
             hold_remaining_seconds=None if math.isinf(self.hold_until) else max(0.0, self.hold_until - now),
             is_overcommitted=self.is_overcommitted,
-            summary=self._summary(is_draining),
+            summary=self._summary(self.live if running is None else running, is_draining=is_draining),
             reasons=self.reasons,
             warnings=self.warnings,
         )
 
-    def _summary(self, is_draining: bool) -> str:
-        running = self.live
+    def _summary(self, running: int, *, is_draining: bool) -> str:
         over = "; overcommitted: MIN is more than memory allows" if self.is_overcommitted else ""
         if self.is_overcommitted and self.mode is model.PoolMode.PAUSED:
             over = "; overcommitted: memory allows fewer"
