@@ -296,3 +296,10 @@ async def test_calls_beyond_the_limit_of_the_server_are_refused_at_once() -> Non
         assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         budgets.let_go.set()
         await asyncio.gather(*held)
+
+
+async def test_a_call_begins_with_a_look_at_one_task_however_many_methods_there_are() -> None:
+    async with running(make_server()) as address:
+        assert await check(address) == SERVING
+        names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
+    assert len([name for name in names if name.startswith("AioServer._request")]) == 1

@@ -335,6 +335,17 @@ def _report(**changes: Any) -> lease_pb2.LeaseReport:
             ),
             "holdings.cooling.rpm_limit",
         ),
+        (
+            _report(
+                holdings={
+                    "held": {"rpm_limit": 5},
+                    "cooling": [
+                        {"dimension": "rpm_limit", "amounts": [1, 2], "remaining_seconds": [1, math.nan]}
+                    ],
+                }
+            ),
+            "holdings.cooling.rpm_limit",
+        ),
         (_report(throttles=[{"retry_after": {"seconds": -1}}]), "throttles.retry_after"),
         (_report(process={"boot_id": "b", "pid": 0}), "process.pid"),
         (_report(process={"boot_id": "a\0b", "pid": 1}), "process.boot_id"),

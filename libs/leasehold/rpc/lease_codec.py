@@ -17,6 +17,9 @@ from leasehold.rpc import budget_codec, common_codec, wire_values
 COOLING_PARTS_MAX = 16
 THROTTLES_MAX = 100
 
+_UNITS_MAX: Final = quantity.UNITS_MAX
+_SECONDS_MAX: Final = wire_values.DURATION_SECONDS_MAX
+
 _ENDS: Final[Mapping[int, messages.LeaseEnd]] = {
     lease_pb2.LEASE_END_RELEASED: messages.LeaseEnd.RELEASED,
     lease_pb2.LEASE_END_EXPIRED: messages.LeaseEnd.EXPIRED,
@@ -145,24 +148,25 @@ def decode_holdings(message: lease_pb2.Holdings) -> messages.Holdings:
 
 
 def _decode_cooling(message: lease_pb2.Holdings, held: Mapping[str, int]) -> tuple[messages.Cooling, ...]:
-    units_max, seconds_max = quantity.UNITS_MAX, wire_values.DURATION_SECONDS_MAX
     decoded: dict[str, messages.Cooling] = {}
     for cooling in message.cooling:
         dimension = cooling.dimension
-        units, seconds = tuple(cooling.amounts), tuple(cooling.remaining_seconds)
+        # A slice of a repeated field is copied at once, what iterates it gets one value at a time.
+        units, seconds = cooling.amounts[:], cooling.remaining_seconds[:]
         is_whole = len(units) == len(seconds) <= COOLING_PARTS_MAX and dimension not in decoded
-        is_sound = _are_within(units, units_max) and _are_within(seconds, seconds_max)
+        # A NaN, which min and max may pass over, makes the sum one.
+        is_sound = not units or (
+            min(units) >= 0.0
+            and max(units) <= _UNITS_MAX
+            and min(seconds, default=0.0) >= 0.0
+            and max(seconds, default=0.0) <= _SECONDS_MAX
+            and sum(units) + sum(seconds) >= 0.0
+        )
         if not (is_whole and is_sound and dimension in held):
             raise _wrong_cooling(dimension, held, is_whole=is_whole)
-        amounts = tuple([int(u * 1_000_000 + 0.5) for u in units])
-        decoded[dimension] = messages.Cooling(dimension, amounts, seconds)
+        amounts = tuple([int(u * 1e6 + 0.5) for u in units])
+        decoded[dimension] = messages.Cooling(dimension, amounts, tuple(seconds))
     return tuple(decoded.values())
-
-
-def _are_within(values: tuple[float, ...], most: float) -> bool:
-    """Whether all are in 0 to `most`; a NaN, which min and max may pass over, makes the sum one."""
-    total = sum(values)
-    return not values or (total == total and min(values) >= 0.0 and max(values) <= most)
 
 
 def _wrong_cooling(dimension: str, held: Mapping[str, int], *, is_whole: bool) -> errors.InvalidArgument:

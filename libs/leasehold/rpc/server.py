@@ -123,6 +123,7 @@ class Server:
             options=options.server_options(self._transport),
             maximum_concurrent_rpcs=self._transport.concurrent_calls_max,
         )
+        _by_name_only(server)
         for register in self._registrations:
             register(server)
         self._health = health.Health(self._services)
@@ -223,6 +224,19 @@ class Server:
             # Taken since it was looked at.
             raise addresses.taken(address, flag=self._listen_flag) from error
         return address if address.is_unix else address.with_port(port)
+
+
+def _by_name_only(server: grpc.aio.Server) -> None:
+    """Let a server take methods by name, as generated code offers them first, and not once more as registered.
+
+    gRPC waits for calls of every registered method apart, in a task each: with the two dozen methods of an
+    allocator every call began with a look at all of these tasks.
+    """
+
+    def pass_over(service_name: str, method_handlers: Any) -> None:
+        """`add_generic_rpc_handlers` was given them already."""
+
+    server.add_registered_method_handlers = pass_over  # type: ignore[method-assign]
 
 
 async def serve_until_signal(server: Server, tasks: background.BackgroundTasks | None = None) -> None:

@@ -26,7 +26,7 @@ MESSAGES_MAX = 50_000
 #: After a commit with n messages the next begins n times so long after it, at the earliest, up to the maximum:
 #: the work of etcd, and much of that of the connections and of this process, is per commit.
 GATHER_SECONDS_PER_MESSAGE = 0.001
-GATHER_SECONDS_MAX = 0.008
+GATHER_SECONDS_MAX = 0.004
 
 _log = logs.get_logger(__name__)
 

@@ -2,6 +2,9 @@
 
 Amounts are micro-units by dimension name, durations relative seconds. The wire form, in
 `proto/leasehold/api/budget/v1/lease.proto`, says what absence means.
+
+Nobody changes a message that was made. Those of a renewal are not frozen nevertheless: setting a field of a
+frozen dataclass takes three times as long, and these have many.
 """
 
 import enum
@@ -24,7 +27,7 @@ class LeaseEnd(enum.StrEnum):
     BUDGET_DELETED = "budget_deleted"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cooling:
     """`amounts[i]` of `dimension` come back `remaining_seconds[i]` after the report was made."""
 
@@ -33,7 +36,7 @@ class Cooling:
     remaining_seconds: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Holdings:
     """What a holder physically has; every amount is an upper bound."""
 
@@ -54,7 +57,7 @@ class Throttle:
     retry_after_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Report:
     """A holder's statement about one lease, and its request for renewal."""
 
@@ -104,7 +107,7 @@ class Terms:
     safe_capacity: Amounts = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Grant:
     """The allocator's word about one lease: an answer (`answered_sequence` > 0) or a push (0)."""
 

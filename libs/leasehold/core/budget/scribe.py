@@ -27,12 +27,15 @@ class Scribe:
         self._out = outbox
         self._terms = _terms_of(spec)
         self._terms_version = 1
+        #: (active holders, what each is paced by), as told last.
+        self._pace: tuple[int, Vector] = (-1, ())
 
     def redefine(self, spec: model.BudgetSpec) -> None:
         """The budget changed: every holder is told the new terms with its next grant."""
         self._spec = spec
         self._terms = _terms_of(spec)
         self._terms_version += 1
+        self._pace = (-1, ())
 
     def safe_of(self, holder: str) -> Vector:
         """Safe capacity of a holder as it is defined now; empty where there is none."""
@@ -58,7 +61,7 @@ class Scribe:
             held.safe = tuple(map(max, held.safe, safe)) if held.safe and safe else held.safe or safe
         active_workers = self._rebalancer.active_count
         if end is None:
-            held.tell_pace(tuple(stock.pace_share(d.limit, active_workers) for d in self._spec.dimensions))
+            held.tell_pace(self._pace_of(active_workers))
         return messages.Grant(
             budget=self._spec.name,
             holder=held.holder,
@@ -75,6 +78,12 @@ class Scribe:
             total_workers=len(self._book.leases),
             active_workers=active_workers,
         )
+
+    def _pace_of(self, active_workers: int) -> Vector:
+        if self._pace[0] != active_workers:
+            shares = tuple(stock.pace_share(d.limit, active_workers) for d in self._spec.dimensions)
+            self._pace = (active_workers, shares)
+        return self._pace[1]
 
     def _terms_for(self, holder: str) -> messages.Terms:
         safe = self._spec.holder_class(holder).safe_capacity
