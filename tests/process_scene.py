@@ -189,9 +189,9 @@ def end_everything(path: Path, made_in: cgroups.Cgroups | None = None) -> None:
     if made_in is not None and made_in.kind is not cgroups.CgroupKind.NONE:
         root = Path(made_in.detail)
         while root.exists():
-            made_in.remove_empty()
-            with contextlib.suppress(OSError):
-                root.rmdir()
+            for folder in (*root.glob("worker-*"), root):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
             assert time.monotonic() < deadline, f"{root} is not empty"
             time.sleep(0.01)
 

@@ -142,14 +142,12 @@ def test_where_the_kernel_refuses_the_limit_no_cgroup_stays(root: Path) -> None:
     assert list(root.glob("worker-*")) == []
 
 
-def test_only_empty_ones_are_removed(root: Path) -> None:
-    (root / "worker-a").mkdir()
-    (root / "worker-b").mkdir()
-    (root / "worker-b" / "cgroup.procs").write_text("1")
-    (root / "other").mkdir()
-    cgroup_v2.V2Cgroups(root).remove_empty()
+def test_it_is_made_where_it_was_said_to_be(root: Path) -> None:
+    found = cgroup_v2.at(root, make=make)
 
-    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == ["other", "worker-b"]
+    assert found.path(WORKER) == created(root).path
+    assert cgroup_v1.V1Cgroups(root).path(WORKER) == root / f"worker-{WORKER}"
+    assert cgroups.NoCgroups().path(WORKER) is None
 
 
 @pytest.mark.parametrize(

@@ -74,15 +74,15 @@ class Cgroups(Protocol):
         """Why it is so, for people: the folder, or what was missing."""
         ...
 
+    def path(self, worker_id: str) -> Path | None:
+        """Where a worker's cgroup will be; None where there are no cgroups."""
+        ...
+
     def create(self, worker_id: str, limit_bytes: int) -> WorkerCgroup | None:
         """A new cgroup with its limit (0: none), None where there are no cgroups.
 
         Raises `FailedPrecondition` if the kernel refuses.
         """
-        ...
-
-    def remove_empty(self) -> None:
-        """Remove workers' cgroups that nobody is in."""
         ...
 
 
@@ -102,12 +102,13 @@ class NoCgroups:
         """What was missing."""
         return self._detail
 
-    def create(self, worker_id: str, limit_bytes: int) -> WorkerCgroup | None:
+    def path(self, worker_id: str) -> Path | None:
         """Always None."""
         return None
 
-    def remove_empty(self) -> None:
-        """There are none."""
+    def create(self, worker_id: str, limit_bytes: int) -> WorkerCgroup | None:
+        """Always None."""
+        return None
 
 
 class CgroupFolder:
@@ -188,15 +189,18 @@ def write_file(path: Path, value: int | str) -> None:
         raise errors.FailedPrecondition(f"{path} cannot be set to {value}: {error.strerror}") from error
 
 
+def folder_of(root: Path, worker_id: str) -> Path:
+    """Where a worker's cgroup is, below `root`."""
+    return root / f"{PREFIX}{worker_id}"
+
+
 def created(
-    root: Path,
-    worker_id: str,
+    path: Path,
     limit_bytes: int,
     wrap: Callable[[Path], WorkerCgroup],
     make: Callable[[Path], None],
 ) -> WorkerCgroup:
-    """A new cgroup below `root`, with its limit; nothing stays where that fails."""
-    path = root / f"{PREFIX}{worker_id}"
+    """A new cgroup at `path`, with its limit; nothing stays where that fails."""
     try:
         make(path)
     except OSError as error:
@@ -208,10 +212,3 @@ def created(
         cgroup.remove()
         raise
     return cgroup
-
-
-def remove_empty(root: Path) -> None:
-    """Remove workers' cgroups below `root` that nobody is in; the kernel refuses where somebody is."""
-    for path in root.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            path.rmdir()

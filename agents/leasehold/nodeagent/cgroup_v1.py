@@ -45,18 +45,19 @@ class V1Cgroups:
         """V1."""
         return CgroupKind.V1
 
-    def remove_empty(self) -> None:
-        """Remove workers' cgroups that nobody is in."""
-        cgroup_folder.remove_empty(self._root)
-
     @property
     def detail(self) -> str:
         """The folder."""
         return str(self._root)
 
+    def path(self, worker_id: str) -> Path | None:
+        """Where a worker's cgroup will be."""
+        return cgroup_folder.folder_of(self._root, worker_id)
+
     def create(self, worker_id: str, limit_bytes: int) -> cgroup_folder.WorkerCgroup | None:
         """A new cgroup with its limit. Raises `FailedPrecondition` if the kernel refuses."""
-        return cgroup_folder.created(self._root, worker_id, limit_bytes, V1Cgroup, _make)
+        path = cgroup_folder.folder_of(self._root, worker_id)
+        return cgroup_folder.created(path, limit_bytes, V1Cgroup, _make)
 
 
 def _make(path: Path) -> None:

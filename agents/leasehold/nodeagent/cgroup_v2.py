@@ -75,18 +75,19 @@ class V2Cgroups:
         """V2."""
         return CgroupKind.V2
 
-    def remove_empty(self) -> None:
-        """Remove workers' cgroups that nobody is in."""
-        cgroup_folder.remove_empty(self._root)
-
     @property
     def detail(self) -> str:
         """The folder."""
         return str(self._root)
 
+    def path(self, worker_id: str) -> Path | None:
+        """Where a worker's cgroup will be."""
+        return cgroup_folder.folder_of(self._root, worker_id)
+
     def create(self, worker_id: str, limit_bytes: int) -> cgroup_folder.WorkerCgroup | None:
         """A new cgroup with its limit. Raises `FailedPrecondition` if the kernel refuses."""
-        return cgroup_folder.created(self._root, worker_id, limit_bytes, V2Cgroup, self._make)
+        path = cgroup_folder.folder_of(self._root, worker_id)
+        return cgroup_folder.created(path, limit_bytes, V2Cgroup, self._make)
 
 
 def at(root: Path, *, make: Callable[[Path], None] = os.mkdir) -> cgroup_folder.Cgroups:

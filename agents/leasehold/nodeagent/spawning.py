@@ -33,7 +33,7 @@ class Spawned:
 
 
 def planned(spec: worker_values.StartSpec) -> Intent:
-    """The intent, before the worker's cgroup is known."""
+    """The intent of a worker without a cgroup."""
     return Intent(
         worker_id=spec.worker_id,
         name=spec.name,
@@ -73,19 +73,20 @@ def spawn(
 ) -> Spawned:
     """Write the intent, make the cgroup, spawn the shim, in that order.
 
+    So whatever of them stays if this process dies in between, the next agent knows of it by the intent; and no
+    agent removes a cgroup that it has no intent of: others of this host may be making theirs beside it.
+
     Raises `ResourceExhausted` on a full disk or out of processes, `FailedPrecondition` where a folder, the
     cgroup or the shim's program refuses. Nothing stays then.
     """
     with contextlib.ExitStack() as on_failure:
-        # The path of the cgroup is known only once it is made; it is empty until the shim runs, and if this
-        # process dies in between, only an empty folder of that name stays, which the next agent removes.
-        cgroup = cgroups.create(spec.worker_id, spec.limit_bytes)
-        if cgroup is not None:
-            on_failure.callback(cgroup.remove)
-        intent = dataclasses.replace(planned(spec), cgroup=None if cgroup is None else cgroup.path)
+        intent = dataclasses.replace(planned(spec), cgroup=cgroups.path(spec.worker_id))
         lock = folder.create(intent)
         on_failure.callback(folder.remove)
         try:
+            cgroup = cgroups.create(spec.worker_id, spec.limit_bytes)
+            if cgroup is not None:
+                on_failure.callback(cgroup.remove)
             with records.told(f"the shim of {spec.name} cannot be started"):
                 pid, ready = _spawn_shim(
                     [
