@@ -19,7 +19,7 @@ import pytest
 from leasehold.core import errors
 from leasehold.core.node import model
 from leasehold.core.node.model import ExitCause, StopContract, StopStep
-from leasehold.nodeagent import members, state
+from leasehold.nodeagent import members, state, worker_folder
 from leasehold.runtime import identity as identities
 from process_scene import SLEEP, Host, child_agent, identity, is_alive, python, until
 
@@ -246,6 +246,7 @@ async def test_a_corrupt_exit_record_is_unknown_and_never_clean(make_host: MakeH
     await host.run(1, ("true",))
     (worker_id,) = host.ended
     host.leave()
+    await until(lambda: process_scene.pids_below(host.path) == [], "its shim is gone")
     (host.worker_folder(worker_id) / "exit").write_text('{"version": 1, "exit_code": "zero"}')
     host = Host(host.path)
     host.leave()
@@ -253,6 +254,31 @@ async def test_a_corrupt_exit_record_is_unknown_and_never_clean(make_host: MakeH
     (adopted,) = host.adopted
     assert adopted.exit is not None
     assert (adopted.exit.cause, adopted.exit.exit_code) == (ExitCause.UNKNOWN, None)
+
+
+async def test_an_exit_that_is_written_while_the_next_agent_looks_is_not_lost(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is none at the first look; then the shim writes it and ends, so that nobody is there either."""
+    host = make_host()
+    await host.run(1, ("sh", "-c", "exit 7"))
+    (worker_id,) = host.ended
+    host.leave()
+    await until(lambda: process_scene.pids_below(host.path) == [], "its shim is gone")
+    read_exit, looks = worker_folder.WorkerFolder.read_exit, []
+
+    def read(folder: worker_folder.WorkerFolder) -> worker_folder.ExitRecord | None:
+        looks.append(folder.worker_id)
+        return None if len(looks) == 1 else read_exit(folder)
+
+    monkeypatch.setattr(worker_folder.WorkerFolder, "read_exit", read)
+    host = Host(host.path)
+    host.leave()
+
+    (adopted,) = host.adopted
+    assert (adopted.worker_id, looks[0]) == (worker_id, worker_id)
+    assert adopted.exit is not None
+    assert (adopted.exit.cause, adopted.exit.exit_code) == (ExitCause.CRASHED, 7)
 
 
 async def test_what_is_no_worker_at_all_is_moved_aside_and_told(make_host: MakeHost) -> None:

@@ -156,15 +156,15 @@ class Chaos:
 async def test_no_end_is_lost_or_wrong_and_no_worker_runs_twice(tmp_path: Path, seed: int) -> None:
     chaos = Chaos(tmp_path, seed)
     try:
-        deadline = time.monotonic() + 4.0
-        while time.monotonic() < deadline:
+        begun_at = time.monotonic()
+        while (passed := time.monotonic() - begun_at) < 4.0 or len(chaos.names) <= 20:
+            assert passed < process_scene.DEADLINE_SECONDS, "this host is too slow to start 20 workers"
             act = chaos.chance.choices([chaos.start, chaos.harm, chaos.succeed], [6, 3, 1])[0]
             act()
             await asyncio.sleep(chaos.chance.choice([0.0, 0.0, 0.005, 0.03]))
             chaos.note()
         await chaos.finish()
         chaos.judge()
-        assert len(chaos.names) > 20
     finally:
         chaos.host.leave()
         process_scene.end_everything(tmp_path)

@@ -6,6 +6,7 @@ told as not enforced: the agent polls there.
 
 import asyncio
 import signal
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -150,6 +151,82 @@ async def test_what_left_the_session_is_found_in_the_cgroup(host: Host, is_shim_
             await until(lambda: not is_alive(stray), "it is killed")
     finally:
         members.send(stray, signal.SIGKILL)
+
+
+async def test_the_cgroup_that_another_agent_has_just_made_is_left_to_it(host: Host, tmp_path: Path) -> None:
+    """Nobody is in it until its worker joins, which may be some time after."""
+    made = host.cgroups.create(str(uuid.uuid4()), LIMIT)
+    other = Host(tmp_path / "other", made_in=host.cgroups)
+    other.leave()
+
+    assert made is None or made.path.is_dir()
+
+
+async def test_the_cgroup_of_a_start_that_its_agent_did_not_finish_is_removed(host: Host) -> None:
+    await host.run(1, ("true",))
+    (worker_id,) = host.ended
+    path = cgroup_of(host, worker_id)
+    await until(lambda: not path.exists(), "it is removed")
+    host.leave()
+    for name in ("shim.json", "exit"):
+        (host.worker_folder(worker_id) / name).write_bytes(b"\0" * 4096)
+    host.cgroups.create(worker_id, LIMIT)
+    successor = Host(host.path, made_in=host.cgroups)
+
+    assert [each.exit.cause for each in successor.adopted if each.exit] == [ExitCause.NOT_STARTED]
+    await until(lambda: not path.exists(), "it is removed")
+    successor.leave()
+
+
+async def test_what_the_kernel_killed_just_before_an_ordered_end_is_counted(host: Host) -> None:
+    """Nobody could tell it while the worker ran: it is told with the worker's end."""
+    worker_id = await host.start(1, LEAKING_CHILD, limit_bytes=LIMIT)
+    if not is_limiting(host):
+        host.processes.kill_all(worker_id)
+        return
+    await until(lambda: "child gone" in host.log(1), "the child is killed")
+    host.signal(worker_id, "TERM")
+
+    worker_exit = await host.end_of(worker_id)
+    assert (worker_exit.cause, worker_exit.oom_kills) == (ExitCause.CRASHED, 1)
+
+
+@pytest.mark.parametrize("is_told_before", [True, False])
+async def test_an_earlier_kill_of_a_child_is_not_taken_for_the_workers_own_by_the_next_agent(
+    host: Host, is_told_before: bool
+) -> None:
+    worker_id = await host.start(1, LEAKING_CHILD, limit_bytes=LIMIT)
+    if not is_limiting(host):
+        host.processes.kill_all(worker_id)
+        return
+    await until(lambda: "child gone" in host.log(1), "the child is killed")
+    if is_told_before:
+        await until(lambda: host.processes.oom_kills(worker_id), "the kill is told")
+        host.leave()
+        members.send(host.main(worker_id), signal.SIGKILL)
+    else:
+        host.processes.kill_all(worker_id)
+        host.leave()
+    await until(lambda: process_scene.pids_below(host.path) == [], "it is dead, and its shim has noted it")
+    successor = Host(host.path, made_in=host.cgroups)
+    successor.leave()
+
+    (adopted,) = successor.adopted
+    assert adopted.exit is not None
+    assert (adopted.exit.cause, adopted.exit.oom_kills) == (ExitCause.CRASHED, 0 if is_told_before else 1)
+
+
+async def test_a_kill_that_no_agent_has_told_is_told_by_the_next(host: Host) -> None:
+    worker_id = await host.start(1, LEAKING_CHILD, limit_bytes=LIMIT)
+    if not is_limiting(host):
+        host.processes.kill_all(worker_id)
+        return
+    await until(lambda: "child gone" in host.log(1), "the child is killed")
+    successor = host.successor()
+    try:
+        assert await until(lambda: successor.processes.oom_kills(worker_id), "the kill is told") == 1
+    finally:
+        successor.leave()
 
 
 def unwrap(host: Host, worker_id: str) -> ProcessStatus:

@@ -37,6 +37,8 @@ class Found:
     #: None: it lives, or starts.
     exit: model.WorkerExit | None = None
     is_exit_counted: bool = False
+    #: OOM kills in its cgroup that an earlier agent has told.
+    oom_kills_told: int = 0
     stopping: worker_records.StopProgress | None = None
 
 
@@ -105,11 +107,22 @@ class Surveyor:
         if ended is not None:
             return dataclasses.replace(found, exit=ended, is_exit_counted=True, shim=self._shim(folder))
         stopping = self._read(folder, "stop.json", folder.read_stop, damages)
-        found = dataclasses.replace(found, stopping=stopping)
-        if noted is not None:
-            around = exits.Circumstances(limit_bytes=intent.limit_bytes)
-            return dataclasses.replace(found, exit=exits.judged(noted, around), shim=self._shim(folder))
-        return self._living(found, told)
+        kills_told = self._read(folder, "oom-kills.json", folder.read_oom_kills_told, damages) or 0
+        found = dataclasses.replace(found, stopping=stopping, oom_kills_told=kills_told)
+        if noted is None:
+            found = self._living(found, told)
+            if found.exit is None:
+                return found
+            # Its shim, which is gone by now, may have written since.
+            noted = self._read(folder, "exit", folder.read_exit, damages)
+        if noted is None:
+            return found
+        around = exits.Circumstances(
+            limit_bytes=intent.limit_bytes,
+            oom_kills_told=kills_told,
+            is_killed_by_agent=stopping is not None and stopping.step >= len(stopping.contract.steps),
+        )
+        return dataclasses.replace(found, exit=exits.judged(noted, around), shim=self._shim(folder))
 
     def _living(self, found: Found, told: ShimRecord | None) -> Found:
         """A worker whose end nobody has noted."""

@@ -203,6 +203,7 @@ class Agent:
                     held_bytes=measured.bytes,
                     is_busy=told.is_busy,
                     start_number=view.start_number,
+                    is_limit_enforced=self.processes.is_limit_enforced(view.worker_id),
                 )
             )
         return found

@@ -1,5 +1,6 @@
 """What a worker's end means, from what its shim noted and the kernel counted."""
 
+import dataclasses
 import signal
 from dataclasses import dataclass
 
@@ -22,16 +23,24 @@ class Circumstances:
     """What is known beside the record."""
 
     limit_bytes: int = 0
-    #: OOM kills in its cgroup that were told while it ran.
+    #: OOM kills in its cgroup that were told while it ran, also by an earlier agent.
     oom_kills_told: int = 0
     #: OOM kills on the host when it was sampled last; None: it was not, or there is a cgroup that tells better.
     host_oom_kills_seen: int | None = None
-    #: This agent killed it.
+    #: An agent killed it.
     is_killed_by_agent: bool = False
 
 
 def judged(record: ExitRecord, around: Circumstances) -> model.WorkerExit:
-    """How it ended, as far as shim and kernel tell."""
+    """How it ended, as far as shim and kernel tell, with the OOM kills in its cgroup not told yet."""
+    judgement = _judged(record, around)
+    untold = 0 if record.oom_kills is None else record.oom_kills - around.oom_kills_told
+    if judgement.cause is ExitCause.OOM_KILLED:
+        untold -= 1  # its own, which its cause tells
+    return dataclasses.replace(judgement, oom_kills=max(0, untold))
+
+
+def _judged(record: ExitRecord, around: Circumstances) -> model.WorkerExit:
     if record.failed_stage:
         what = _STAGES.get(record.failed_stage, record.failed_stage)
         return _exit(record, ExitCause.NOT_STARTED, f"{what}: {record.failed_text}")
@@ -45,9 +54,11 @@ def judged(record: ExitRecord, around: Circumstances) -> model.WorkerExit:
     return _exit(record, ExitCause.CRASHED, f"ended by {name}")
 
 
-def unknown(detail: str, end_time_seconds: float) -> model.WorkerExit:
+def unknown(detail: str, end_time_seconds: float, *, oom_kills: int = 0) -> model.WorkerExit:
     """Nobody saw how it ended."""
-    return model.WorkerExit(cause=ExitCause.UNKNOWN, detail=detail, end_time_seconds=end_time_seconds)
+    return model.WorkerExit(
+        cause=ExitCause.UNKNOWN, detail=detail, end_time_seconds=end_time_seconds, oom_kills=oom_kills
+    )
 
 
 def signal_name(number: int) -> str:
@@ -59,6 +70,8 @@ def signal_name(number: int) -> str:
 
 
 def _oom_told(record: ExitRecord, around: Circumstances) -> str:
+    if around.is_killed_by_agent:
+        return ""
     if record.oom_kills is not None:
         count = record.oom_kills - around.oom_kills_told
         limit = (
@@ -68,7 +81,7 @@ def _oom_told(record: ExitRecord, around: Circumstances) -> str:
         )
         return f"out of memory: {limit}, the kernel killed it" if count > 0 else ""
     seen, now = around.host_oom_kills_seen, record.host_oom_kills_total
-    if seen is None or now is None or around.is_killed_by_agent:
+    if seen is None or now is None:
         return ""
     return "out of memory on the host: the kernel killed it" if now > seen else ""
 

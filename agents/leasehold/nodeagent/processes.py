@@ -174,11 +174,15 @@ class Processes:
             _log.warning("exit_not_kept", worker=worker.intent.name, why=error.message)
 
     def forget(self, worker_id: str) -> None:
-        """Remove what is kept of a worker that ended; its log stays. One that lives is left as it is."""
+        """Remove what is kept of a worker that ended; its log stays. One that lives is left as it is.
+
+        While its cgroup cannot be removed, its records stay too: the next agent tries it again by them.
+        """
         worker = self._workers.get(worker_id)
         if worker is not None and worker.is_over:
             del self._workers[worker_id]
-            self._executor.submit(worker.folder.remove)
+            if worker.cgroup is None or worker.cgroup.remove():
+                self._executor.submit(worker.folder.remove)
 
     def adopt(self) -> list[worker_records.AdoptedWorker]:
         """Take over the workers of an earlier agent, the oldest of each pool first.
@@ -188,9 +192,7 @@ class Processes:
         """
         survey = adoption.Surveyor(self._folder).survey()
         self._quarantined.extend(survey.quarantined)
-        adopted = [self._take_over(found) for found in survey.found]
-        self._cgroups.remove_empty()
-        return adopted
+        return [self._take_over(found) for found in survey.found]
 
     def held_bytes(self, worker_id: str) -> worker_values.Held:
         """What the worker holds. Cheap: meant for each sample."""
@@ -213,7 +215,12 @@ class Processes:
         if worker.cgroup is None:
             return 0
         count = worker.oom_counter.settled(now) - worker.oom_kills_told
-        worker.oom_kills_told += count
+        if count > 0:
+            worker.oom_kills_told += count
+            try:
+                worker.folder.write_oom_kills_told(worker.oom_kills_told)
+            except errors.LeaseholdError as error:
+                _log.warning("oom_kills_not_noted", worker=worker.intent.name, why=error.message)
         return count
 
     def activity(self, worker_id: str) -> worker_values.Activity:
@@ -230,10 +237,15 @@ class Processes:
             process=None if worker.process is None else key(worker.process),
             shim=None if worker.shim is None or worker.is_over else key(worker.shim),
             limit_bytes=worker.intent.limit_bytes,
-            is_limit_enforced=worker.cgroup is not None and worker.intent.limit_bytes > 0,
+            is_limit_enforced=self.is_limit_enforced(worker_id),
             is_adopted=worker.is_adopted,
             log_path=self.logs.path(worker.intent.name),
         )
+
+    def is_limit_enforced(self, worker_id: str) -> bool:
+        """Whether the kernel ends what goes beyond the worker's limit; else that is the agent's."""
+        worker = self._workers.get(worker_id)
+        return worker is not None and worker.cgroup is not None and worker.intent.limit_bytes > 0
 
     def set_limit(self, worker_id: str, limit_bytes: int) -> bool:
         """Change a worker's limit (0: none); False where no cgroup enforces it or the kernel refuses."""
@@ -321,9 +333,8 @@ class Processes:
         worker.meter = held.HeldMeter(
             worker.cgroup, self._scan, self._loop.time, limit_bytes=worker.intent.limit_bytes
         )
-        count = self._oom_count(worker) if worker.is_adopted or worker.cgroup is None else 0
+        count = self._oom_count(worker) if worker.cgroup is None else worker.oom_kills_told
         worker.oom_counter = kernel_counts.SettledCounter(count)
-        worker.oom_kills_told = count if worker.cgroup is not None else 0
 
     def _not_started(self, worker: Tracked, detail: str) -> None:
         worker_exit = model.WorkerExit(cause=ExitCause.NOT_STARTED, detail=detail, end_time_seconds=time.time())
@@ -333,6 +344,7 @@ class Processes:
         intent, folder = found.intent, found.folder
         worker = Tracked(intent, folder, activity.RunFolder(folder.run), is_adopted=True)
         worker.process, worker.shim = found.process, found.shim
+        worker.oom_kills_told = found.oom_kills_told
         worker.cgroup = None if intent.cgroup is None else cgroups.reopened(intent.cgroup, intent.worker_id)
         self._workers[intent.worker_id] = worker
         if found.exit is not None:

@@ -122,7 +122,8 @@ class Watching:
             self.finish(worker, exits.judged(noted, self._around(worker)))
             return
         if is_shim_gone:
-            self.finish(worker, exits.unknown(self._why_unknown(worker), time.time()))
+            count = self._untold_oom_kills(worker)
+            self.finish(worker, exits.unknown(_why_unknown(count), time.time(), oom_kills=count))
             return
         assert worker.shim is not None and worker.died_at is not None
         self._urge(worker.shim, self._loop.time() - worker.died_at > SHIM_DEADLINE_SECONDS)
@@ -154,10 +155,8 @@ class Watching:
             is_killed_by_agent=worker.is_killed,
         )
 
-    def _why_unknown(self, worker: Tracked) -> str:
-        told = "its shim ended before it, so nobody saw how it ended"
-        count = 0 if worker.cgroup is None else worker.cgroup.oom_kills() - worker.oom_kills_told
-        return f"{told}; the OOM killer ended {count} of its processes" if count > 0 else told
+    def _untold_oom_kills(self, worker: Tracked) -> int:
+        return 0 if worker.cgroup is None else max(0, worker.cgroup.oom_kills() - worker.oom_kills_told)
 
     def _sweep(self, worker: Tracked, until: float) -> None:
         is_late = self._loop.time() >= until
@@ -189,6 +188,11 @@ def reap(pid: int) -> None:
     """Take the status of a process, if it is this one's child and has ended; no zombie stays."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+def _why_unknown(oom_kills: int) -> str:
+    told = "its shim ended before it, so nobody saw how it ended"
+    return f"{told}; the OOM killer ended {oom_kills} of its processes" if oom_kills else told
 
 
 def _lives(process: ProcessIdentity) -> bool:

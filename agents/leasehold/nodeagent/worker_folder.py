@@ -7,6 +7,7 @@
                  exit          how it ended, likewise
                  lock          locked while its shim or a process of it lives, which inherit it
                  stop.json     the step of the stop contract that is in force
+                 oom-kills.json  how many of its processes' OOM kills were told
                  ended.json    how it ended, as it was judged and counted
                  run/          what the worker tells of itself
 """
@@ -35,6 +36,7 @@ SHIM = records.Format("shim", 1)
 EXIT = records.Format("exit", 1)
 STOP = records.Format("stop", 1)
 ENDED = records.Format("ended", 1)
+OOM_KILLS = records.Format("oom-kills", 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,15 +180,21 @@ class WorkerFolder:
             "boot_id": identities.boot_id(),
             "is_replaced": is_replaced,
         }
-        draft = self.path / "stop.json.tmp"
-        with records.told(f"{draft} cannot be written"):
-            draft.write_bytes(STOP.encode(record))
-            draft.replace(self.path / "stop.json")
+        self._write_unsynced("stop.json", STOP.encode(record))
 
     def read_stop(self) -> worker_records.StopProgress | None:
         """None: it was not being stopped, or the host was started anew since."""
         document = STOP.read(self.path / "stop.json")
         return None if document is None else _decoded(_decode_stop, document)
+
+    def write_oom_kills_told(self, count: int) -> None:
+        """Note how many OOM kills in its cgroup were told. Survives the agent, not a power cut."""
+        self._write_unsynced("oom-kills.json", OOM_KILLS.encode({"told": count}))
+
+    def read_oom_kills_told(self) -> int | None:
+        """None: none was told."""
+        document = OOM_KILLS.read(self.path / "oom-kills.json")
+        return None if document is None else _decoded(lambda found: _number(found["told"]), document)
 
     def write_ended(self, worker_exit: model.WorkerExit) -> None:
         """Keep how it ended, as it was counted."""
@@ -197,6 +205,12 @@ class WorkerFolder:
         """None: its end was not counted."""
         document = ENDED.read(self.path / "ended.json")
         return None if document is None else _decoded(_decode_ended, document)
+
+    def _write_unsynced(self, name: str, data: bytes) -> None:
+        draft = self.path / f"{name}.tmp"
+        with records.told(f"{draft} cannot be written"):
+            draft.write_bytes(data)
+            draft.replace(self.path / name)
 
     def remove(self) -> None:
         """Remove the folder, as far as possible."""
@@ -293,6 +307,7 @@ def _decode_ended(document: dict[str, Any]) -> model.WorkerExit:
         end_time_seconds=float(document["end_time_seconds"]),
         task_id=str(document["task_id"]),
         in_doubt_until_seconds=float(document["in_doubt_until_seconds"]),
+        oom_kills=_number(document.get("oom_kills")) or 0,
     )
 
 

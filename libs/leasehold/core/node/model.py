@@ -251,6 +251,8 @@ class WorkerExit:
     task_id: str = ""
     #: Wall clock; 0: no doubt.
     in_doubt_until_seconds: float = 0.0
+    #: Processes of it, other than the main one, that the OOM killer ended and that were not told before.
+    oom_kills: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

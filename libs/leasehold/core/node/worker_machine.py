@@ -194,6 +194,7 @@ class PoolMachine:
         worker = self._workers.get(worker_id)
         if worker is None or not worker.is_alive:
             return
+        self.oom_killed(now, worker_id, worker_exit.oom_kills)
         worker.exit = worker.judged(worker_exit, self.spec)
         worker.move(now, WorkerState.EXITED)
         worker.ended_at = now
@@ -212,7 +213,7 @@ class PoolMachine:
             worker.is_busy, worker.task_id, worker.task_name = is_busy, task_id, task_name
 
     def oom_killed(self, now: float, worker_id: str, count: int) -> None:
-        """The OOM killer ended so many processes of a worker whose main process goes on."""
+        """The OOM killer ended so many processes of a worker, other than its main process."""
         worker = self._workers.get(worker_id)
         if worker is not None and count > 0:
             worker.tell(now, f"{count} of its processes killed by the OOM killer")
