@@ -4,9 +4,10 @@ import asyncio
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import process_scene
@@ -14,7 +15,7 @@ import pytest
 from leasehold.core import errors
 from leasehold.core.node import model
 from leasehold.core.node.model import ExitCause, SignalScope
-from leasehold.nodeagent import members, watching, worker_values
+from leasehold.nodeagent import kernel_counts, members, watching, worker_values
 from leasehold.runtime import identity as identities
 from process_scene import SLEEP, STUBBORN, Host, is_alive, proc_text, python, until
 
@@ -225,6 +226,38 @@ async def test_a_killed_shim_makes_the_end_unknown_and_never_clean(host: Host) -
 
     assert (worker_exit.cause, worker_exit.exit_code, worker_exit.signal) == (ExitCause.UNKNOWN, None, 0)
     await until(lambda: process_scene.pids_below(host.path) == [], "its session is swept without the shim")
+
+
+async def test_a_stranger_that_was_given_the_old_pid_while_the_agent_was_frozen_is_left_alone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leads a session of the worker's number, and is older than the moment when the agent sees the death."""
+    worker_id = await host.start(1, SLEEP)
+    main, shim = host.main(worker_id), host.shim(worker_id)
+    host.processes.held_bytes(worker_id)
+    # From here on to its end the loop stands still, as that of a frozen agent does.
+    members.send(shim, signal.SIGKILL)
+    members.send(main, signal.SIGKILL)
+    spin(lambda: identities.start_time_ticks(main.pid) != main.start_time_ticks, "its PID is free")
+    with subprocess.Popen(SLEEP) as stranger:
+        stat = members.stat_of(stranger.pid)
+        assert stat is not None
+        disguised = dataclasses.replace(stat, session=main.pid)
+        spin(lambda: kernel_counts.ticks_now() > stat.start_time_ticks, "it is older than what follows")
+        monkeypatch.setattr(members, "all_stats", lambda: [disguised])
+
+        await host.end_of(worker_id)
+        host.leave()  # what was begun is finished
+        is_left = stranger.poll() is None
+        stranger.kill()
+    assert is_left
+
+
+def spin(condition: Callable[[], bool], what: str) -> None:
+    """Until it is so, without letting the loop run."""
+    deadline = time.monotonic() + process_scene.DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
 
 
 async def test_a_frozen_shim_is_thawed_when_its_worker_dies(host: Host) -> None:

@@ -307,13 +307,15 @@ def test_a_process_that_only_reads_a_lock_does_not_hold_it(tmp_path: Path) -> No
 
 
 def test_a_number_in_a_session_is_the_workers_only_while_that_is_certain() -> None:
-    """The leader is gone: who is younger than its death may be a stranger's, by the same number."""
+    """The leader is gone: who is younger than its last sign of life may be a stranger's, by the same number."""
     gone = identities.ProcessIdentity("boot", 1, 2**22 + 1, 100)
     old = members.Stat(50, "S", 1, gone.pid, gone.pid, 150)
     young = members.Stat(51, "S", 1, gone.pid, gone.pid, 300)
     elsewhere = members.Stat(52, "S", 1, 9, 9, 150)
 
-    assert members.Session(gone, died_at_ticks=200).members([old, young, elsewhere]) == [old]
+    stranger = members.Stat(gone.pid, "S", 1, gone.pid, gone.pid, 200)
+
+    assert members.Session(gone, alive_at_ticks=200).members([old, young, elsewhere, stranger]) == [old]
     assert members.Session(gone).members([old, young]) == []
 
 

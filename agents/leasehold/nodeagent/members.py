@@ -180,17 +180,17 @@ class Session:
 
     A number cannot be another session's while a process of the old one exists. So a process in a session of
     that number is the worker's if the leader is there still, even as a zombie, or if the process is older than
-    the leader's death.
+    a moment at which the leader lived. When its death was seen says nothing: an agent may have been frozen.
     """
 
     leader: ProcessIdentity
-    #: When the leader died, as start times are told; None: it lives, or nobody knows.
-    died_at_ticks: int | None = None
+    #: The last moment, as start times are told, at which the leader is known to have lived; None: its start.
+    alive_at_ticks: int | None = None
 
     def members(self, stats: Iterable[Stat]) -> list[Stat]:
         """Those of `stats` that certainly are in the session."""
         is_pinned = identities.start_time_ticks(self.leader.pid) == self.leader.start_time_ticks
-        before = self.died_at_ticks or 0
+        before = self.leader.start_time_ticks if self.alive_at_ticks is None else self.alive_at_ticks
         return [
             stat
             for stat in stats

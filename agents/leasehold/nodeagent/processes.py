@@ -199,6 +199,7 @@ class Processes:
         worker = self._workers.get(worker_id)
         if worker is None or worker.process is None or worker.meter is None or worker.is_over:
             return worker_values.Held(0, None)
+        worker.note_alive()
         return worker.meter.measure(worker.process.pid)
 
     def oom_kills(self, worker_id: str) -> int:

@@ -27,9 +27,10 @@ class Tracked:
     is_killed: bool = False
     #: Its end was told.
     is_over: bool = False
-    #: When its main process was seen dead: the loop's clock, and as start times are told.
+    #: The last moment at which its main process was seen alive, as start times are told.
+    alive_at_ticks: int | None = None
+    #: When its main process was seen dead, by the loop's clock.
     died_at: float | None = None
-    died_at_ticks: int | None = None
     #: OOM kills in its cgroup, or else on the host; those in its cgroup that were told apart.
     oom_counter: kernel_counts.SettledCounter | None = None
     oom_kills_told: int = 0
@@ -48,7 +49,16 @@ class Tracked:
     @property
     def session(self) -> members.Session | None:
         """The session of its main process."""
-        return None if self.process is None else members.Session(self.process, self.died_at_ticks)
+        return None if self.process is None else members.Session(self.process, self.alive_at_ticks)
+
+    def note_alive(self) -> None:
+        """Note that its main process lives, if it does. Cheap: meant for each sample."""
+        if self.process is None:
+            return
+        now = kernel_counts.ticks_now()  # before the look: it lived then
+        stat = members.stat_of(self.process.pid)
+        if stat is not None and not stat.is_dead and stat.start_time_ticks == self.process.start_time_ticks:
+            self.alive_at_ticks = now
 
     def cancel(self) -> None:
         """Stop waiting for anything."""

@@ -15,7 +15,7 @@ from concurrent import futures
 
 from leasehold.core import errors
 from leasehold.core.node import model
-from leasehold.nodeagent import exits, kernel_counts, members, records
+from leasehold.nodeagent import exits, members, records
 from leasehold.nodeagent.tracked import Tracked
 from leasehold.nodeagent.worker_folder import ExitRecord
 from leasehold.observe import logs
@@ -94,7 +94,7 @@ class Watching:
 
     def _main_died(self, worker: Tracked) -> None:
         if worker.died_at is None:
-            worker.died_at, worker.died_at_ticks = self._loop.time(), kernel_counts.ticks_now()
+            worker.died_at = self._loop.time()
         assert worker.process is not None
         reap(worker.process.pid)
         self._look(worker, _LOOK_FIRST_SECONDS)
