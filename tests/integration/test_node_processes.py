@@ -239,7 +239,7 @@ async def test_a_stranger_that_was_given_the_old_pid_while_the_agent_was_frozen_
     members.send(shim, signal.SIGKILL)
     members.send(main, signal.SIGKILL)
     spin(lambda: identities.start_time_ticks(main.pid) != main.start_time_ticks, "its PID is free")
-    with subprocess.Popen(SLEEP) as stranger:
+    with subprocess.Popen(SLEEP) as stranger:  # noqa: ASYNC220  the loop is to stand still
         stat = members.stat_of(stranger.pid)
         assert stat is not None
         disguised = dataclasses.replace(stat, session=main.pid)

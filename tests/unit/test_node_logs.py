@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +83,76 @@ async def test_what_is_gone_is_told_to_the_byte(kept: logs.Logs, settings: LogSe
 
 
 async def test_bytes_that_a_cut_lost_are_told(kept: logs.Logs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker writes between the copy and the cut."""
+    """The worker writes between the copy and the cut; what it wrote during the copy is copied after it."""
     write(kept, *lines(1, 20))
     cursor = (await kept.read(NAME)).cursor
     copy = shutil.copyfileobj
 
+    words = iter(["late", "lost"])
+
     def copy_slowly(*arguments: Any) -> None:
         copy(*arguments)
-        write(kept, "lost")
+        write(kept, next(words))
 
     monkeypatch.setattr(shutil, "copyfileobj", copy_slowly)
     assert kept.rotate(NAME, COPIED)
     write(kept, "new")
-    chunk = await kept.read(NAME, cursor=cursor)
+    late = await kept.read(NAME, cursor=cursor)
+    new = await kept.read(NAME, cursor=late.cursor)
 
-    assert (chunk.data, chunk.lost_bytes) == (b"new\n", len("lost\n"))
+    assert (late.data, late.lost_bytes) == (b"late\n", 0)
+    assert (new.data, new.lost_bytes) == (b"new\n", len("lost\n"))
+
+
+async def test_a_log_is_read_while_it_is_copied(kept: logs.Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy may take seconds; the event loop, which reads, waits for none of them."""
+    write(kept, *lines(1, 20))
+    has_begun, may_go_on = threading.Event(), threading.Event()
+    copy, has_waited = shutil.copyfileobj, []
+
+    def copy_slowly(*arguments: Any) -> None:
+        has_begun.set()
+        has_waited.append(may_go_on.wait(5.0))
+        copy(*arguments)
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy_slowly)
+    rotation = asyncio.get_running_loop().run_in_executor(None, kept.rotate, NAME, COPIED)
+    assert await asyncio.to_thread(has_begun.wait, 5.0)
+    chunk = await kept.read(NAME, tail_lines=2)
+    may_go_on.set()
+
+    assert await rotation
+    assert (chunk.data, has_waited[0]) == (told(19, 20), True)
+
+
+async def test_two_rotations_at_once_are_one(kept: logs.Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second would make a segment of next to nothing, and drop one that is worth keeping for it."""
+    write(kept, *lines(1, 20))
+    has_begun, may_go_on = threading.Event(), threading.Event()
+    copy = shutil.copyfileobj
+
+    def copy_slowly(*arguments: Any) -> None:
+        has_begun.set()
+        may_go_on.wait(5.0)
+        copy(*arguments)
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy_slowly)
+    loop = asyncio.get_running_loop()
+    first = loop.run_in_executor(None, kept.rotate, NAME, COPIED)
+    assert await asyncio.to_thread(has_begun.wait, 5.0)
+    has_come, path = threading.Event(), kept.path
+
+    def path_of(name: str) -> Path:
+        has_come.set()
+        return path(name)
+
+    monkeypatch.setattr(kept, "path", path_of)
+    second = loop.run_in_executor(None, kept.rotate, NAME, COPIED)
+    assert await asyncio.to_thread(has_come.wait, 5.0)
+    may_go_on.set()
+
+    assert (await first, await second) == (True, False)
+    assert [path.name for path in kept.path(NAME).parent.glob("*.log.0*")] == [f"{NAME}.log.000001"]
 
 
 async def test_a_renamed_log_is_read_to_its_end_before_the_next(kept: logs.Logs) -> None:

@@ -66,8 +66,10 @@ class Logs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        #: Held while files are renamed, and while they are read.
+        #: Held while files are renamed or cut, and while they are read: never for long, the event loop waits.
         self._lock = threading.Lock()
+        #: Held by whoever rotates.
+        self._rotating = threading.Lock()
 
     def path(self, name: str) -> Path:
         """Where the worker `name` writes. Raises `InvalidArgument` if that is no worker's name."""
@@ -80,9 +82,9 @@ class Logs:
         """
         path = self.path(name)
         try:
-            if path.stat().st_size <= settings.max_bytes:
-                return False
-            with self._lock:
+            with self._rotating:
+                if path.stat().st_size <= settings.max_bytes:
+                    return False
                 self._rotate(path, settings)
         except OSError as error:
             _log.warning("log_not_rotated", log=str(path), why=error.strerror)
@@ -180,15 +182,20 @@ class Logs:
         target = _rotated(path, number)
         kept = _kept(path)
         if settings.is_reopened:
-            path.rename(target)
-            kept.lengths[number] = target.stat().st_size
+            with self._lock:
+                path.rename(target)
+                kept.lengths[number] = target.stat().st_size
+                kept.write(path)
         else:
-            copied, size = _copy_and_cut(path, target)
-            kept.lengths[number] = copied
-            kept.lost[number] = max(0, size - copied)
+            with _Copy(path, target) as copy:
+                copy.go_on()
+                with self._lock:
+                    copied, size = copy.finish()
+                    kept.lengths[number] = copied
+                    kept.lost[number] = max(0, size - copied)
+                    kept.write(path)
         for old in [*(found for found in segments if found), number][: -max(1, settings.keep)]:
             _rotated(path, old).unlink(missing_ok=True)
-        kept.write(path)
 
 
 @dataclass(slots=True)
@@ -202,10 +209,13 @@ class _Kept:
         for table in (self.lengths, self.lost):
             for old in sorted(table)[:-_LENGTHS_MAX]:
                 del table[old]
+        draft = _sidecar(path).with_suffix(".tmp")
         try:
-            _KEPT.write(_sidecar(path), {"lengths": self.lengths, "lost": self.lost})
-        except errors.LeaseholdError as error:
-            _log.warning("log_losses_not_kept", log=str(path), why=error.message)
+            # Not synced, for the loop may be waiting: it survives the agent, not a power cut.
+            draft.write_bytes(_KEPT.encode({"lengths": self.lengths, "lost": self.lost}))
+            draft.replace(_sidecar(path))
+        except OSError as error:
+            _log.warning("log_losses_not_kept", log=str(path), why=error.strerror)
 
 
 def _kept(path: Path) -> _Kept:
@@ -270,25 +280,52 @@ def _line_start(path: Path, size: int, lines: int, bytes_max: int) -> int:
         return lowest
 
 
-def _copy_and_cut(path: Path, target: Path) -> tuple[int, int]:
-    """Copy a log that is being written and cut it: bytes copied, and bytes that were there at the cut."""
-    draft = target.with_name(target.name + ".tmp")
-    copied = 0
-    with path.open("r+b") as source:
+class _Copy:
+    """Copies a log that is being written, and cuts it."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self._path = path
+        self._target = target
+        self._draft = target.with_name(target.name + ".tmp")
+        self._source = path.open("r+b")
+        #: Why there is no copy; None: nothing is in the way.
+        self._failure: OSError | None = None
+
+    def __enter__(self) -> "_Copy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    def go_on(self) -> None:
+        """Copy what is there by now. May take long."""
+        if self._failure is not None:
+            return
         try:
-            with draft.open("wb") as copy:
-                shutil.copyfileobj(source, copy, _TAIL_BLOCK_BYTES)
-                copied = copy.tell()
-            draft.replace(target)
+            with self._draft.open("r+b" if self._source.tell() else "wb") as copy:
+                copy.seek(0, os.SEEK_END)
+                shutil.copyfileobj(self._source, copy, _TAIL_BLOCK_BYTES)
+        except OSError as error:
+            self._failure = error
+
+    def finish(self) -> tuple[int, int]:
+        """Copy the rest and cut: bytes copied, and bytes that were there at the cut."""
+        self.go_on()
+        copied = 0
+        try:
+            if self._failure is not None:
+                raise self._failure
+            copied = self._draft.stat().st_size
+            self._draft.replace(self._target)
         except OSError as error:
             # A log that nobody cuts would fill what is left of the disk. Its place in the row is kept, empty.
-            _log.warning("log_copy_failed", log=str(path), why=error.strerror)
-            draft.unlink(missing_ok=True)
-            target.touch()
+            _log.warning("log_copy_failed", log=str(self._path), why=error.strerror)
+            self._draft.unlink(missing_ok=True)
+            self._target.touch()
             copied = 0
-        size = os.fstat(source.fileno()).st_size
-        os.ftruncate(source.fileno(), 0)
-    return copied, size
+        size = os.fstat(self._source.fileno()).st_size
+        os.ftruncate(self._source.fileno(), 0)
+        return copied, size
 
 
 def _check(tail_lines: int, wait_seconds: float, bytes_max: int) -> None:

@@ -42,6 +42,7 @@ _log = observe_logs.get_logger(__name__)
 #: How often a worker that an earlier agent had just spawned is asked whether it has started.
 _STARTING_EVERY_SECONDS = 0.05
 _THREADS = 2
+_LOG_THREADS = 1
 _HOST_COUNT_SECONDS = 0.2
 
 #: Worker id, its main process, its shim (None: gone already).
@@ -77,6 +78,9 @@ class Processes:
         self._python = python
         self._loop = asyncio.get_running_loop()
         self._executor = futures.ThreadPoolExecutor(_THREADS, "leasehold-workers")
+        # Of its own: a copy takes as long as the disk does, and nobody's start is to wait for it.
+        self._rotator = futures.ThreadPoolExecutor(_LOG_THREADS, "leasehold-logs")
+        self._rotations: set[str] = set()
         self._watching = watching.Watching(self._loop, self._executor, on_ended=self._ended)
         self._scan = held.SessionScan(self._loop.time)
         self._workers: dict[str, Tracked] = {}
@@ -269,8 +273,10 @@ class Processes:
     def rotate_logs(self) -> None:
         """Rotate logs that are over their size, on a thread. Meant for every few seconds."""
         for worker in self._workers.values():
-            if not worker.is_over:
-                self._executor.submit(self.logs.rotate, worker.intent.name, worker.intent.log)
+            name = worker.intent.name
+            if not worker.is_over and name not in self._rotations:
+                self._rotations.add(name)
+                self._rotator.submit(self._rotate_log, name, worker.intent.log)
 
     def close(self) -> None:
         """Stop watching and give descriptors back. The workers go on. A start that has begun is finished."""
@@ -279,8 +285,15 @@ class Processes:
         for descriptor in list(self._readers):
             self._close_reader(descriptor)
         self._executor.shutdown(wait=True)
+        self._rotator.shutdown(wait=True, cancel_futures=True)
 
     # Inside
+
+    def _rotate_log(self, name: str, settings: worker_values.LogSettings) -> None:
+        try:
+            self.logs.rotate(name, settings)
+        finally:
+            self._rotations.discard(name)
 
     def _spawned(self, worker: Tracked, done: "asyncio.Future[spawning.Spawned]") -> None:
         try:
