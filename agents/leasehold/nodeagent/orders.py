@@ -2,18 +2,24 @@
 
 An order with an id is applied once. Its answer is kept on disk and given again, so that whoever heard no answer
 may ask again, also of the next agent. What was refused is not kept: nothing was changed, and it may be allowed
-later.
+later. Another order under the id of an earlier one is refused.
+
+That an order was begun is on disk before it is applied, and which life of a worker it is about: an agent may
+die before it has kept the answer, and the next is asked again. What sets a mode does the same a second time;
+what ends a worker does not, so then it is applied to that life alone.
 """
 
 import base64
+import dataclasses
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from google.protobuf import message as protobuf_message
 from leasehold.api.node.v1 import order_pb2
 from leasehold.core import errors
-from leasehold.core.node import model
+from leasehold.core.node import model, worker_records
 from leasehold.nodeagent import agent as agents
 from leasehold.nodeagent import logs as worker_logs
 from leasehold.nodeagent import node_record, pools, status
@@ -30,13 +36,25 @@ _NAME: Final = "orders"
 _log = logs.get_logger(__name__)
 
 
+@dataclasses.dataclass(slots=True)
+class _Kept:
+    """An order that was begun."""
+
+    #: Of what was ordered; empty: an earlier version did not keep it.
+    digest: str
+    #: The life of the worker that it is about; empty: of none.
+    worker_id: str
+    #: None: not applied yet, or its agent died before it could tell.
+    result: order_pb2.OrderResult | None = None
+
+
 class Orders:
     """Executes orders on one host."""
 
     def __init__(self, host: agents.Agent, record: node_record.NodeRecord) -> None:
         self._host = host
         self._record = record
-        self._kept: OrderedDict[str, order_pb2.OrderResult] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         #: Why answers are not on disk; empty: they are.
         self.problem = ""
         self._read()
@@ -50,12 +68,23 @@ class Orders:
         if not order.order_id or kind in node_codec.READING_ORDERS:
             return await self._apply(kind, order)
         known = self._kept.get(order.order_id)
-        if known is not None:
-            return known
+        if known is not None and known.digest not in ("", _digest(order)):
+            raise errors.InvalidArgument(
+                f"order_id: {order.order_id} was another order's", field="order.order_id"
+            )
+        if known is not None and known.result is not None:
+            return known.result
+        if known is None:
+            known = self._begin(order)
         # Nothing is awaited on the way to an order that changes something, so two of one id cannot overlap.
-        result = await self._apply(kind, order)
-        self._keep(order.order_id, result)
-        return result
+        try:
+            known.result = await self._apply(kind, order, known.worker_id)
+        except errors.LeaseholdError:
+            self._kept.pop(order.order_id, None)
+            raise
+        finally:
+            self._write()
+        return known.result
 
     async def answer(self, order: order_pb2.Order) -> order_pb2.OrderResult:
         """As `execute`, a refusal being an answer too. Raises nothing but cancellation."""
@@ -68,13 +97,20 @@ class Orders:
             failure = errors.LeaseholdError("the agent failed to carry the order out; its log tells why")
             return order_pb2.OrderResult(order_id=order.order_id, error=node_codec.encode_error(failure))
 
-    async def _apply(self, kind: str, order: order_pb2.Order) -> order_pb2.OrderResult:
+    async def _apply(self, kind: str, order: order_pb2.Order, worker_id: str = "") -> order_pb2.OrderResult:
         if kind == "read_log":
             return order_pb2.OrderResult(order_id=order.order_id, log=await self.read_log(order.read_log))
         if kind == "explain":
             return self._explain(order.order_id, order.explain)
         _log.info("order", order_id=order.order_id, kind=kind, order=_shown(order))
-        concerned, stopped = _APPLY[kind](self, order)
+        concerned: Sequence[pools.Pool]
+        stopped: set[str] = set()
+        if worker_id and not self._lives(worker_id):
+            # It was applied: the life that it is about has ended since.
+            name = order.stop_workers.worker.rpartition("@")[0].rpartition("_")[0]
+            concerned = [pool for pool in self._host.pools.values() if pool.name == name]
+        else:
+            concerned, stopped = _APPLY[kind](self, order)
         self._host.settle(self._host.clock())
         now = self._host.clock()
         return order_pb2.OrderResult(
@@ -178,12 +214,7 @@ class Orders:
 
     def is_alive(self, worker: str) -> bool:
         """Whether a worker of this name lives, or may."""
-        now = self._host.clock()
-        return any(
-            view.name == worker and view.state in model.ALIVE_STATES
-            for pool in self._host.pools.values()
-            for view in pool.machine.workers(now)
-        )
+        return bool(self._life_of(worker))
 
     # Whom it concerns
 
@@ -237,19 +268,37 @@ class Orders:
         if self.problem:
             self._write()
 
-    def _keep(self, order_id: str, result: order_pb2.OrderResult) -> None:
-        self._kept[order_id] = result
+    def _begin(self, order: order_pb2.Order) -> _Kept:
+        kept = self._kept[order.order_id] = _Kept(_digest(order), self._life_of(order.stop_workers.worker))
         while len(self._kept) > KEPT_MAX:
             self._kept.popitem(last=False)
         self._write()
+        return kept
+
+    def _life_of(self, worker: str) -> str:
+        """The id of the living worker of that name; empty: there is none."""
+        return next((view.worker_id for view in self._living() if view.name == worker), "")
+
+    def _lives(self, worker_id: str) -> bool:
+        return any(view.worker_id == worker_id for view in self._living())
+
+    def _living(self) -> Iterator[worker_records.WorkerView]:
+        now = self._host.clock()
+        for pool in self._host.pools.values():
+            yield from (view for view in pool.machine.workers(now) if view.state in model.ALIVE_STATES)
 
     def _write(self) -> None:
         answers = {
-            order_id: base64.b64encode(result.SerializeToString()).decode()
-            for order_id, result in self._kept.items()
+            order_id: base64.b64encode(kept.result.SerializeToString()).decode()
+            for order_id, kept in self._kept.items()
+            if kept.result is not None
+        }
+        begun = {
+            order_id: {"digest": kept.digest, "worker_id": kept.worker_id}
+            for order_id, kept in self._kept.items()
         }
         try:
-            self._host.folder.write(_NAME, {"answers": answers})
+            self._host.folder.write(_NAME, {"answers": answers, "begun": begun})
         except errors.LeaseholdError as error:
             if not self.problem:
                 _log.error("answers_not_written", message=error.message)
@@ -260,9 +309,12 @@ class Orders:
     def _read(self) -> None:
         record = self._host.folder.read(_NAME) or {}
         try:
+            for order_id, begun in dict(record.get("begun", {})).items():
+                self._kept[order_id] = _Kept(str(begun["digest"]), str(begun["worker_id"]))
             for order_id, text in dict(record.get("answers", {})).items():
-                self._kept[order_id] = order_pb2.OrderResult.FromString(base64.b64decode(text))
-        except (ValueError, TypeError, protobuf_message.DecodeError) as error:
+                result = order_pb2.OrderResult.FromString(base64.b64decode(text))
+                self._kept.setdefault(order_id, _Kept("", "")).result = result
+        except (ValueError, TypeError, KeyError, protobuf_message.DecodeError) as error:
             _log.error("answers_unreadable", error=str(error))
 
 
@@ -275,6 +327,14 @@ _APPLY: Final[dict[str, Callable[[Orders, order_pb2.Order], _Applied]]] = {
     "stop_workers": Orders._stop_workers,
     "drain": Orders._drain,
 }
+
+
+def _digest(order: order_pb2.Order) -> str:
+    """Of what is ordered, whoever orders it."""
+    copy = order_pb2.Order()
+    copy.CopyFrom(order)
+    copy.ClearField("epoch")
+    return hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
 
 
 def encode_chunk(chunk: worker_logs.Chunk) -> order_pb2.LogChunk:
