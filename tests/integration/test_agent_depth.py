@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import types
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fake_rabbitmq import FakeRabbit
 from fixtures_broker import BrokerServer
 from leasehold.core import errors
 from leasehold.core.node import model
-from leasehold.nodeagent import broker_url, depth
+from leasehold.nodeagent import broker_url, depth, watchers
 
 
 @pytest.fixture
@@ -169,6 +170,62 @@ async def test_a_broker_that_is_stuck_is_given_up_in_time(silent_port: int) -> N
     found = await probe.depth(["work"])
 
     assert (found.ready, found.error) == (None, "the broker did not answer within 0.2 s")
+
+
+async def test_an_answer_that_makes_no_sense_is_told_as_not_known() -> None:
+    is_over = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(b"+OK\r\n" * data.count(b"SELECT") + b":1\r\n" * data.count(b"LEN\r\n"))
+            # A field that has no value.
+            writer.write(b"*2\r\n$1\r\n0\r\n*1\r\n$1\r\nx\r\n" * data.count(b"HSCAN"))
+        writer.close()
+        await writer.wait_closed()
+        is_over.set()
+
+    server = await asyncio.start_server(answer, "127.0.0.1")
+    async with server:
+        probe = depth.probe_of(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+        told = await probe.depth(["work"])
+        probe.close()
+        await is_over.wait()
+
+    assert told.ready is None
+    assert "makes no sense" in told.error
+
+
+class FakePool:
+    """A pool whose broker answers as soon as it is let."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.has_depth = True
+        self.may_answer = asyncio.Event()
+        self.asked = 0
+
+    async def ask_depth(self, _: object) -> model.Depth:
+        self.asked += 1
+        await self.may_answer.wait()
+        return model.Depth(ready=self.asked)
+
+
+async def test_a_silent_broker_delays_no_other_pool() -> None:
+    silent, other = FakePool("silent"), FakePool("other")
+    other.may_answer.set()
+    told: list[tuple[str, int | None]] = []
+    host: Any = types.SimpleNamespace(
+        pools={"silent": silent, "other": other},
+        config=types.SimpleNamespace(environment={}),
+        told_depths=lambda depths: told.extend((name, each.ready) for name, each in depths.items()),
+    )
+    asking = asyncio.create_task(watchers.ask_depths(host, interval_seconds=0.01))
+    await until(lambda: ("other", 3) in told, "the other is asked again and again")
+    assert silent.asked == 1
+    silent.may_answer.set()
+    await until(lambda: ("silent", 1) in told, "the silent one has answered")
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
 
 
 async def test_a_wrong_type_under_the_name_of_a_queue_is_an_error_not_a_count(

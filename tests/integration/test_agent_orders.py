@@ -1,7 +1,8 @@
-"""Orders in an agent that dies between applying one and keeping its answer: its parts in this process."""
+"""The agent's parts in this process: orders whose answer was not kept, and an allocator that is stuck."""
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from leasehold.api.node.v1 import order_pb2
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
 from leasehold.core.node import model
-from leasehold.nodeagent import agent, cgroups, node_record, orders, state, status
+from leasehold.nodeagent import agent, cgroups, link, node_record, orders, state, status
 from leasehold.nodeagent import config as configs
 from leasehold.rpc import common_codec
 from process_scene import until
@@ -43,6 +44,7 @@ class Part:
         record.begin()
         self.host = agent.Agent(found, self.folder, cgroups.NoCgroups())
         self.host.adopt()
+        self.record = record
         self.orders = orders.Orders(self.host, record)
         self.driver = asyncio.create_task(self.host.run())
 
@@ -117,3 +119,27 @@ async def test_the_id_of_an_earlier_order_is_refused_to_another(folder: Path) ->
         assert refused.value.field == "order.order_id"
         assert await second.orders.execute(one) == answer
         assert second.host.governor.view(second.host.clock(), "idle").manual_target == 1
+
+
+async def test_an_allocator_that_takes_no_message_is_unreached_and_no_fault_of_the_agent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served: list[str] = []
+
+    async def stuck(*_: object) -> None:
+        served.append("")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(link, "SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr(link._Stream, "send", stuck)
+    monkeypatch.setattr(link._Stream, "receive", stuck)
+    async with part(folder) as first:
+        connection = link.Link(first.host, first.record, first.orders, ["127.0.0.1:1"])
+        with caplog.at_level(logging.DEBUG, logger="leasehold"):
+            running = asyncio.create_task(connection.run())
+            await until(lambda: len(served) >= 4, "it was given up, and tried again")
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    assert "has taken no message for 0.02 s" in caplog.text
+    assert "link_failed" not in caplog.text

@@ -149,9 +149,31 @@ async def test_a_stop_that_has_begun_is_handed_on(make_host: MakeHost) -> None:
 
     assert adopted.stop == model.PLAIN_STOP
     assert adopted.stopping is not None and adopted.stopping.contract == stop
-    assert (adopted.stopping.step, adopted.stopping.is_replaced) == (0, True)
+    assert (adopted.stopping.step, adopted.stopping.is_replaced, adopted.stopping.is_sent) == (0, True, True)
     assert 500.0 < adopted.stopping.remaining_seconds <= 600.0
     assert adopted.uptime_seconds < 60.0
+
+
+async def test_a_stop_whose_signal_may_not_have_been_sent_is_handed_on_as_that(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent dies after it has noted the stop and before it signals."""
+    host = make_host()
+    worker_id = await host.start(1, SLEEP)
+
+    class Death(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Death
+
+    with monkeypatch.context() as patched, pytest.raises(Death):
+        patched.setattr(members, "send", die)
+        host.signal(worker_id, "TERM")
+    (adopted,) = make_host().adopted
+
+    assert adopted.process is not None
+    assert adopted.stopping is not None and not adopted.stopping.is_sent
 
 
 async def test_a_worker_that_died_behind_a_frozen_shim_is_told_after_the_adoption(make_host: MakeHost) -> None:

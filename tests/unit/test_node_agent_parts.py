@@ -161,7 +161,15 @@ def test_on_a_full_disk_it_goes_on_says_so_and_writes_when_it_can(tmp_path: Path
     }
 
 
-@pytest.mark.parametrize("record", [{}, {"node_id": "x"}, {"node_id": "x", "incarnation": "many"}])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"node_id": "x"},
+        {"node_id": "x", "incarnation": "many"},
+        {"node_id": "x", "incarnation": float("inf")},
+    ],
+)
 def test_a_record_that_makes_no_sense_begins_another_node(tmp_path: Path, record: dict[str, Any]) -> None:
     folder = opened(state.StateFolder(tmp_path / "s"))
     folder.write("node", record)

@@ -167,6 +167,26 @@ def test_a_worker_that_does_not_start_in_time_is_killed_and_replaced_after_a_bac
     assert [worker.start.name for worker in scene.alive.values()] == ["p_1@r620"]
 
 
+def test_an_agent_that_was_frozen_over_the_time_to_start_hears_first_whether_the_worker_runs() -> None:
+    """The word of a start may be waiting for it when it wakes; it gets a little more time, once."""
+    scene = Scene()
+    scene.resize(2)
+    scene.pass_time(1.0)
+    late, silent = scene.alive
+    scene.now += 60.0
+    scene.machine.tick(scene.now)
+    scene.drive()
+    scene.tell_started(late)
+    scene.pass_time(4.9)
+    assert [scene.state(late), scene.state(silent)] == [WorkerState.RUNNING, WorkerState.STARTING]
+
+    scene.now += 60.0
+    scene.machine.tick(scene.now)
+    scene.drive()
+
+    assert [scene.state(late), scene.state(silent)] == [WorkerState.RUNNING, WorkerState.KILLING]
+
+
 def test_a_worker_that_is_stopped_by_hand_keeps_its_place_until_it_has_ended() -> None:
     scene = Scene()
     first, second = scene.run(2)
@@ -390,6 +410,21 @@ def test_an_adopted_worker_goes_on_with_the_stop_that_an_earlier_agent_began() -
 
     assert scene.alive[first].signals == ["TERM", "QUIT"]
     assert scene.alive[second].signals == []
+
+
+def test_a_signal_that_an_earlier_agent_may_not_have_sent_is_sent_by_the_next() -> None:
+    scene = Scene()
+    worker = worker_scene.HostWorker(worker_effects.Start("id9", "p_1@r620", 1, 7), 55)
+    scene.alive["id9"] = worker
+    stopping_then = worker_records.StopProgress(
+        contract=scene.machine.spec.stop, step=0, remaining_seconds=60.0, is_replaced=True, is_sent=False
+    )
+    scene.machine.adopt(scene.now, dataclasses.replace(scene.record("id9", worker), stopping=stopping_then))
+    scene.drive()
+
+    assert worker.signals == ["TERM"]
+    assert scene.view("id9").stop_step_remaining_seconds == 100.0
+    assert scene.view("id9").is_replaced
 
 
 def test_an_adopted_worker_that_died_meanwhile_counts_once() -> None:

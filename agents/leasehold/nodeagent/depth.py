@@ -334,6 +334,10 @@ async def _told(
     except errors.LeaseholdError as error:
         close()
         return model.Depth(error=error.message)
+    except Exception as error:  # noqa: BLE001  whatever it answers, other pools are asked on
+        close()
+        _log.warning("broker_answer_unreadable", error=repr(error))
+        return model.Depth(error="the broker's answer makes no sense")
     except BaseException:
         close()
         raise

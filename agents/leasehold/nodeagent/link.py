@@ -217,8 +217,12 @@ class Link:
             message = self._message(sequence)
             stream.sent_at = stream.sent_at if stream.is_awaiting else self._host.clock()
             stream.is_awaiting = True
-            async with asyncio.timeout(SILENCE_SECONDS):
-                await stream.send(message)
+            try:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    await stream.send(message)
+            except TimeoutError:
+                told = f"{self._address} has taken no message for {SILENCE_SECONDS:g} s"
+                raise errors.Unavailable(told) from None
             if message.is_leaving:
                 self._leaving_number = sequence
                 await stream.half_close()

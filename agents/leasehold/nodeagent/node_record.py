@@ -31,7 +31,7 @@ class NodeRecord:
             self.incarnation = int(record["incarnation"])
             text = record.get("epoch")
             self.epoch = epochs.Epoch.decode(text) if isinstance(text, str) else None
-        except (KeyError, TypeError, ValueError, errors.InvalidArgument):
+        except (KeyError, TypeError, ValueError, OverflowError, errors.InvalidArgument):
             # Another id is another node: the registry gives the name to it once the former one is not heard.
             self.node_id, self.incarnation, self.epoch = str(uuid.uuid4()), 0, None
         self.incarnation += 1

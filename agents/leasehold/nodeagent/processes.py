@@ -144,8 +144,13 @@ class Processes:
         worker = self._workers.get(worker_id)
         if worker is None or worker.process is None or worker.is_over:
             return False
-        self._note_stop(worker, contract, step, until_seconds - self._loop.time(), is_replaced)
-        return self._send(worker.process, number, to_group=scope is model.SignalScope.GROUP)
+        remaining = until_seconds - self._loop.time()
+        # Before, for a signal that nobody knows of makes an ordered end a crash; after, for one that was only
+        # meant to be sent ends nobody.
+        self._note_stop(worker, contract, step, remaining, is_replaced, is_sent=False)
+        is_there = self._send(worker.process, number, to_group=scope is model.SignalScope.GROUP)
+        self._note_stop(worker, contract, step, remaining, is_replaced)
+        return is_there
 
     def kill_all(self, worker_id: str) -> None:
         """SIGKILL every process of the worker, its shim excepted. One that is gone is no error.
@@ -402,11 +407,22 @@ class Processes:
             self._watching.later(_STARTING_EVERY_SECONDS, lambda: self._await_start(worker))
 
     def _note_stop(
-        self, worker: Tracked, contract: model.StopContract, step: int, remaining: float, is_replaced: bool
+        self,
+        worker: Tracked,
+        contract: model.StopContract,
+        step: int,
+        remaining: float,
+        is_replaced: bool,
+        *,
+        is_sent: bool = True,
     ) -> None:
         try:
             worker.folder.write_stop(
-                contract=contract, step=step, remaining_seconds=remaining, is_replaced=is_replaced
+                contract=contract,
+                step=step,
+                remaining_seconds=remaining,
+                is_replaced=is_replaced,
+                is_sent=is_sent,
             )
         except errors.LeaseholdError as error:
             _log.warning("stop_not_noted", worker=worker.intent.name, why=error.message)

@@ -87,10 +87,24 @@ class Preflights:
 
 async def ask_depths(host: agents.Agent, *, interval_seconds: float = DEPTH_SECONDS) -> None:
     """Ask the brokers what waits, until cancelled. A broker that does not answer delays only its own pool."""
-    while True:
-        asked = [pool for pool in host.pools.values() if pool.has_depth]
-        if asked:
-            depths = await asyncio.gather(*(pool.ask_depth(host.config.environment) for pool in asked))
-            found = {pool.name: depth for pool, depth in zip(asked, depths, strict=True)}
-            host.told_depths({name: depth for name, depth in found.items() if name in host.pools})
-        await asyncio.sleep(interval_seconds)
+    asking: dict[str, asyncio.Task[None]] = {}
+    try:
+        while True:
+            for name, task in list(asking.items()):
+                if task.done():
+                    del asking[name]
+                    task.result()  # a fault of the agent's own is not passed over
+            for pool in host.pools.values():
+                if pool.has_depth and pool.name not in asking:
+                    asking[pool.name] = asyncio.create_task(_ask_depth(host, pool), name=f"depth-{pool.name}")
+            await asyncio.sleep(interval_seconds)
+    finally:
+        for task in asking.values():
+            task.cancel()
+        await asyncio.gather(*asking.values(), return_exceptions=True)
+
+
+async def _ask_depth(host: agents.Agent, pool: pools.Pool) -> None:
+    depth = await pool.ask_depth(host.config.environment)
+    if host.pools.get(pool.name) is pool:
+        host.told_depths({pool.name: depth})

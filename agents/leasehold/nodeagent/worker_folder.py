@@ -170,15 +170,25 @@ class WorkerFolder:
         return None if document is None else _decoded(_decode_exit, document)
 
     def write_stop(
-        self, *, contract: model.StopContract, step: int, remaining_seconds: float, is_replaced: bool
+        self,
+        *,
+        contract: model.StopContract,
+        step: int,
+        remaining_seconds: float,
+        is_replaced: bool,
+        is_sent: bool = True,
     ) -> None:
-        """Note the stop contract, and the step of it, that is in force. Survives the agent, not a power cut."""
+        """Note the stop contract, and the step of it, that is in force. Survives the agent, not a power cut.
+
+        `is_sent`: whether its signal is sent already.
+        """
         record = {
             "contract": _encode_contract(contract),
             "step": step,
             "until_monotonic": time.monotonic() + remaining_seconds,
             "boot_id": identities.boot_id(),
             "is_replaced": is_replaced,
+            "is_sent": is_sent,
         }
         self._write_unsynced("stop.json", STOP.encode(record))
 
@@ -295,6 +305,7 @@ def _decode_stop(document: dict[str, Any]) -> worker_records.StopProgress | None
         step=int(document["step"]),
         remaining_seconds=float(document["until_monotonic"]) - time.monotonic(),
         is_replaced=bool(document["is_replaced"]),
+        is_sent=bool(document.get("is_sent", True)),
     )
 
 

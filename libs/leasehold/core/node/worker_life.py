@@ -23,6 +23,8 @@ class WorkerLife:
     process: processes.ProcessKey | None = None
     shim: processes.ProcessKey | None = None
     is_adopted: bool = False
+    #: It was given more time to start, since its driver was frozen: once.
+    is_excused: bool = False
     is_busy: bool | None = None
     task_id: str = ""
     task_name: str = ""

@@ -21,6 +21,9 @@ from leasehold.core.node.worker_life import WorkerLife
 
 #: From the start of a shim to the word that its worker runs.
 START_TIMEOUT_SECONDS = 30.0
+#: A driver that comes so late to the end of that was frozen: the word may wait for it, so it gets some more.
+FROZEN_SECONDS = 1.0
+AFTER_FREEZE_SECONDS = 5.0
 #: How long, and how many of, the workers that ended are shown.
 EXITED_SHOWN_SECONDS = 300.0
 EXITED_SHOWN_MAX = 10
@@ -228,9 +231,14 @@ class PoolMachine:
                     self._note("pool_backoff_over", pool=self.spec.name)
             elif worker.ladder is not None and worker.is_alive:
                 self._climb(now, worker)
-            is_late = now >= worker.started_at + START_TIMEOUT_SECONDS
+            late_seconds = now - (worker.started_at + START_TIMEOUT_SECONDS)
             is_awaited = worker.is_alive and worker.process is None and worker.state is not WorkerState.KILLING
-            if is_late and is_awaited:
+            if not is_awaited or late_seconds < 0.0:
+                continue
+            if late_seconds >= FROZEN_SECONDS and not worker.is_excused:
+                worker.is_excused = True
+                worker.started_at = now + AFTER_FREEZE_SECONDS - START_TIMEOUT_SECONDS
+            else:
                 worker.is_replaced = worker.is_replaced or worker.is_live
                 worker.killed_for = worker.killed_for or ExitCause.NOT_STARTED
                 self._kill(now, worker, f"it did not start within {START_TIMEOUT_SECONDS:g} s")
@@ -472,8 +480,11 @@ class PoolMachine:
                 self._kill(now, worker, worker.why)
                 return
             worker.killed_for = ExitCause.STOPPED
-        ladder.until = now + max(0.0, record.stopping.remaining_seconds)
         worker.move(now, WorkerState.STOPPING)
+        if record.stopping.is_sent or record.exit is not None:
+            ladder.until = now + max(0.0, record.stopping.remaining_seconds)
+        else:
+            self._carry_out(now, worker)
 
     def _count(self, now: float, worker: WorkerLife, worker_exit: model.WorkerExit) -> None:
         totals, cause = self._totals, worker_exit.cause

@@ -17,6 +17,8 @@ class StopProgress:
     #: Until the step's wait is over; 0 or less: it is.
     remaining_seconds: float
     is_replaced: bool = False
+    #: False: whether the step's signal was sent is not known, so it is sent again.
+    is_sent: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
