@@ -132,6 +132,25 @@ def test_what_persons_ordered_survives_a_killed_agent_and_applies_once(idle: Age
     assert len(idle.running()) == 1
 
 
+def test_a_drain_by_order_goes_on_under_the_next_agent_until_it_is_ended(busy: AgentProcess) -> None:
+    busy.start()
+    workers = busy.wait_running(2)
+    until(lambda: ledger(busy) == ["begin", "begin"], "both work")
+    busy.order(drain={"is_draining": True})
+    busy.kill()
+
+    busy.start()
+    assert busy.node().is_draining
+    (busy.folder / "go").touch()
+    until(lambda: not any(map(is_alive, workers.values())), "both end")
+    assert busy.node().is_draining
+    assert busy.pool().starts_total == 0
+    (busy.folder / "go").unlink()
+    busy.order(drain={"is_draining": False})
+
+    busy.wait_running(2)
+
+
 # How it ends
 
 

@@ -457,6 +457,73 @@ def test_what_the_floor_left_of_a_paused_pool_is_what_a_later_agent_pauses_at() 
     assert resizes(later) == [(POOL, 7)]
 
 
+@pytest.mark.parametrize(("available_gb", "live", "expected"), [(16.1, 0, 3), (60.1, 0, 5), (4.1, 2, 2)])
+def test_a_paused_pool_comes_back_only_as_far_as_memory_allows(
+    available_gb: float, live: int, expected: int
+) -> None:
+    """Its workers went with the agent or the host, and what they held may be taken by now."""
+    paused = saved_modes.SavedMode(mode=model.PoolMode.PAUSED, workers=5)
+
+    sizer = begun(PLAIN, available_gb, workers(live), saved=saved_modes.SavedModes(pools={POOL: paused}))
+
+    taken = sizer.take_effects()
+    assert [each.desired for each in taken if isinstance(each, governor_effects.Resize)] == [expected]
+    assert sizer.view(0.0, POOL).mode is model.PoolMode.PAUSED
+    if expected < 5:
+        assert any("paused at 5, of which memory allows" in reason for reason in sizer.view(0.0, POOL).reasons)
+        saves = [each.modes for each in taken if isinstance(each, governor_effects.SaveModes)]
+        assert saves[-1].pools[POOL].workers == expected
+
+
+def test_a_drain_by_order_outlives_the_agent() -> None:
+    sizer = begun(PLAIN, 4.1, workers(8))
+    sizer.set_draining(1.0, True)
+    saves = [each for each in sizer.take_effects() if isinstance(each, governor_effects.SaveModes)]
+    saved = saved_modes.SavedModes.decode(saves[-1].modes.encode())
+
+    later = begun(PLAIN, 36.1, [], saved=saved)
+    assert (resizes(later), later.is_draining, later.view(0.0, POOL).desired) == ([], True, 0)
+    later.set_draining(1.0, False)
+
+    taken = later.take_effects()
+    assert [each.desired for each in taken if isinstance(each, governor_effects.Resize)] == [8]
+    assert [each.modes.is_draining for each in taken if isinstance(each, governor_effects.SaveModes)] == [False]
+
+
+def test_a_boot_in_between_takes_nothing_off_a_hold() -> None:
+    """The clock began anew: what it shows has nothing to do with what was noted."""
+    held = saved_modes.SavedMode(mode=model.PoolMode.MANUAL, workers=2, hold_remaining_seconds=100.0)
+    noted = saved_modes.SavedModes(pools={POOL: held}, at_seconds=50.0, boot_id="a")
+    saved = saved_modes.SavedModes.decode(noted.encode())
+
+    same = governor.Governor(HOST, [PLAIN], now=90.0, saved=saved, boot_id="a")
+    other = governor.Governor(HOST, [PLAIN], now=5_000.0, saved=saved, boot_id="b")
+
+    assert same.view(90.0, POOL).hold_remaining_seconds == 60.0
+    assert other.view(5_000.0, POOL).hold_remaining_seconds == 100.0
+
+
+def test_after_a_stop_for_pressure_nothing_grows_for_a_minute() -> None:
+    """The pressure is gone because the worker is: to start it again would bring both back."""
+    sizer = begun(PLAIN, 20.1, workers(5))
+    sizer.set_auto(0.0, POOL)
+    resizes(sizer)
+    for now in range(1, 12):
+        sizer.sample(float(now), memory(20.1, some=90.0, full=20.0, reclaimed=9), {POOL: workers(5)})
+    assert resizes(sizer) == [(POOL, 4)]
+
+    told = {}
+    for now in range(12, 140):
+        sizer.sample(float(now), memory(24.1), {POOL: workers(4)})
+        for each in resizes(sizer):
+            told[now] = each
+        if now == 31:
+            assert any("memory pressure stopped a worker" in why for why in sizer.view(31.0, POOL).reasons)
+
+    assert list(told.values()) == [(POOL, 9)]
+    assert 11 + pressure.COOL_DOWN_SECONDS <= min(told) <= 11 + pressure.COOL_DOWN_SECONDS + 30
+
+
 def test_within_the_hysteresis_of_the_threshold_the_reason_is_true() -> None:
     sizer = begun(sizing_host.spec(threshold_gb=25), 24.5, [])
     for check in range(1, 4):

@@ -30,6 +30,7 @@ from leasehold.nodeagent import config as configs
 from leasehold.nodeagent import memory, messages, pools, state, worker_values
 from leasehold.nodeagent import processes as process_sets
 from leasehold.observe import logs
+from leasehold.runtime import identity
 
 SAMPLE_SECONDS: Final = 1.0
 #: How often what could not be written is written again, and logs are looked at.
@@ -111,6 +112,8 @@ class Agent:
             except errors.LeaseholdError as error:
                 _log.error("worker_not_adopted", worker=record.name, message=error.message)
         self._let_go_of_orphans(now)
+        if self.governor.is_draining:
+            self._begin_drain(now)
         self.settle(now)
         return adopted
 
@@ -348,9 +351,13 @@ class Agent:
         self.is_drained = is_draining
         self.governor.set_draining(now, is_draining)
         if is_draining:
-            for pool in self.pools.values():
-                pool.machine.stop_all(now, why="the node drains")
+            self._begin_drain(now)
         self.settle(now)
+
+    def _begin_drain(self, now: float) -> None:
+        self.is_drained = True
+        for pool in self.pools.values():
+            pool.machine.stop_all(now, why="the node drains")
 
     @property
     def is_draining(self) -> bool:
@@ -438,7 +445,9 @@ class Agent:
                     "modes_unreadable", message=error.message, instead="every pool is in its default mode"
                 )
         specs = tuple(pool.spec for pool in self.config.pools)
-        return governor.Governor(self.config.host, specs, now=self.clock(), saved=saved)
+        return governor.Governor(
+            self.config.host, specs, now=self.clock(), saved=saved, boot_id=identity.boot_id()
+        )
 
     def _is_orphan(self, name: str) -> bool:
         return self.pools[name].declared is None

@@ -115,6 +115,7 @@ class Check:
         left = self._room.safe - sum(
             max(pool.live, pool.wanted) * pool.spec.worker_limit_bytes for pool in self._pools
         )
+        left = self._come_back(left)
         for pool in self._pools:
             limit, share = pool.spec.worker_limit_bytes, shares.workers[pool.name]
             if pool.desired is None:
@@ -135,6 +136,19 @@ class Check:
                     f"stays at {goal} until memory is free: {amounts.text(max(0, left))} are left beside what "
                     f"others have, {amounts.text(self._room.leaving)} of it on its way out",
                 )
+
+    def _come_back(self, left: int) -> int:
+        """At the start a paused pool has what it was paused at again, as far as memory allows; what is left."""
+        for pool in reversed(self._pools):
+            paused_at = pool.desired
+            if pool.is_told or pool.mode is not model.PoolMode.PAUSED or paused_at is None:
+                continue
+            while left < 0 and pool.desired is not None and pool.desired > max(pool.live, pool.least):
+                pool.desired -= 1
+                left += pool.spec.worker_limit_bytes
+            if pool.desired != paused_at:
+                pool.reasons = (f"paused at {paused_at}, of which memory allows {pool.desired} at the start",)
+        return left
 
     def _reasons(self, pool: pool_sizing.PoolSizing, share: int, *, gives: bool) -> tuple[str, ...]:
         spec, room = pool.spec, self._room

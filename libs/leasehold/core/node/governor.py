@@ -39,6 +39,7 @@ class Governor:
         *,
         now: float,
         saved: saved_modes.SavedModes | None = None,
+        boot_id: str = "",
         decision_number: int = 0,
     ) -> None:
         self.host = host
@@ -52,8 +53,9 @@ class Governor:
         self._slope = pressure.SlopeWatch()
         self._next_check_at = now
         self._floor_quiet_until = self._settling_until = -math.inf
-        self._is_draining = False
-        elapsed = max(0.0, now - saved.at_seconds) if saved is not None else 0.0
+        self._boot_id = boot_id
+        self._is_draining = saved is not None and saved.is_draining
+        elapsed = saved.elapsed_seconds(now, boot_id) if saved is not None else 0.0
         for spec in pools:
             pool = self._pools[spec.name] = pool_sizing.PoolSizing(spec)
             if saved is not None and spec.name in saved.pools:
@@ -102,7 +104,7 @@ class Governor:
         self._refuse_beyond_memory(found, workers)
         until = math.inf if hold_seconds is None else now + hold_seconds
         found.become(model.PoolMode.MANUAL, target=workers, hold_until=until)
-        frozen, why = self._frozen(), f"manual target {workers}"
+        frozen, why = self._frozen(now), f"manual target {workers}"
         if frozen and workers > found.wanted:
             self._set_by_hand(now, found, found.wanted, "MANUAL", f"{why}; growth is frozen by {frozen}")
         else:
@@ -141,10 +143,11 @@ class Governor:
         self._save(now)
 
     def set_draining(self, now: float, is_draining: bool) -> None:
-        """Have no workers at all, or go on as before. Not kept over a restart of the agent."""
+        """Have no workers at all, or go on as before. Survives the agent: the driver ends what it adopts."""
         if is_draining == self._is_draining:
             return
         self._is_draining = is_draining
+        self._save(now)
         if is_draining:
             for each in self._pools.values():
                 each.reasons = ("this node is draining",)
@@ -236,11 +239,14 @@ class Governor:
         room = self._room(self._memory)
         before = {pool.name: pool.wanted for pool in self._pools.values()}
         check = checking.Check(
-            self.host, list(self._pools.values()), room, frozen=self._frozen(), is_counted=is_due
+            self.host, list(self._pools.values()), room, frozen=self._frozen(now), is_counted=is_due
         )
         if self._is_draining:
             return
         check.move()
+        paused = [pool for pool in self._pools.values() if pool.mode is model.PoolMode.PAUSED]
+        if any(pool.wanted != before[pool.name] for pool in paused):
+            self._save(now)  # the number that it is paused at
         for pool in self._pools.values():
             if not pool.is_told:
                 self._decide(now, pool, pool.live, "START" if is_due else trigger)
@@ -253,10 +259,12 @@ class Governor:
         ]
         return sizing.room(memory.available_bytes, self.host.reserve_bytes, workers, self.host.formula)
 
-    def _frozen(self) -> str:
-        if self._pressure.level < pressure.Pressure.FREEZE:
-            return ""
-        return f"memory pressure: {self._told_pressure()}"
+    def _frozen(self, now: float) -> str:
+        if self._pressure.level >= pressure.Pressure.FREEZE:
+            return f"memory pressure: {self._told_pressure()}"
+        if self._pressure.is_cooling_down(now):
+            return f"a pause of {pressure.COOL_DOWN_SECONDS:g} s: memory pressure stopped a worker"
+        return ""
 
     # Between checks
 
@@ -452,7 +460,10 @@ class Governor:
     def _save(self, now: float) -> None:
         saved = {pool.name: pool.to_save(now) for pool in self._pools.values()}
         modes = saved_modes.SavedModes(
-            pools={name: mode for name, mode in saved.items() if mode is not None}, at_seconds=now
+            pools={name: mode for name, mode in saved.items() if mode is not None},
+            at_seconds=now,
+            boot_id=self._boot_id,
+            is_draining=self._is_draining,
         )
         self._effects.append(governor_effects.SaveModes(modes))
 

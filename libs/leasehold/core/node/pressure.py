@@ -18,6 +18,8 @@ SUSTAINED_SECONDS: Final = 10.0
 #: After an action; and after one in an emergency.
 PAUSE_SECONDS: Final = 15.0
 EMERGENCY_PAUSE_SECONDS: Final = 5.0
+#: So long after an action nothing grows: the pressure went with the worker, and would come back with it.
+COOL_DOWN_SECONDS: Final = 60.0
 #: So long a shrink waits for the end of a worker that is on its way out; an emergency does not.
 LEAVING_PAUSE_SECONDS: Final = 60.0
 
@@ -80,6 +82,10 @@ class PressureWatch:
             return False
         is_awaited = is_leaving and now < self._acted_at + LEAVING_PAUSE_SECONDS
         return self.level is Pressure.EMERGENCY or not is_awaited
+
+    def is_cooling_down(self, now: float) -> bool:
+        """Whether a worker was stopped for pressure a moment ago."""
+        return now < self._acted_at + COOL_DOWN_SECONDS
 
     def acted(self, now: float) -> None:
         """A worker is being stopped."""

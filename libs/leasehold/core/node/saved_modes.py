@@ -1,4 +1,4 @@
-"""What survives a restart of the agent: who decides about each pool."""
+"""What survives a restart of the agent: who decides about each pool, and whether the node drains."""
 
 import math
 from collections.abc import Mapping
@@ -30,12 +30,23 @@ class SavedModes:
     pools: Mapping[str, SavedMode] = field(default_factory=lambda: MappingProxyType({}))
     #: The agent's monotonic clock when it was saved. A boot begins it anew; time spent off does not count.
     at_seconds: float = 0.0
+    #: Of which boot that clock is; empty: not known.
+    boot_id: str = ""
+    #: By a person's order.
+    is_draining: bool = False
+
+    def elapsed_seconds(self, now: float, boot_id: str) -> float:
+        """How long ago it was saved, as far as that counts."""
+        is_other_boot = bool(self.boot_id) and self.boot_id != boot_id
+        return 0.0 if is_other_boot else max(0.0, now - self.at_seconds)
 
     def encode(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
             "version": VERSION,
             "at_seconds": self.at_seconds,
+            "boot_id": self.boot_id,
+            "is_draining": self.is_draining,
             "pools": {
                 name: {
                     "mode": saved.mode.value,
@@ -58,6 +69,8 @@ class SavedModes:
                     for name, saved in document["pools"].items()
                 },
                 at_seconds=_number(document["at_seconds"]),
+                boot_id=str(document.get("boot_id", "")),
+                is_draining=document.get("is_draining", False) is True,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise errors.InvalidArgument(f"not a record of modes: {error!r}", field="modes") from error
