@@ -71,6 +71,8 @@ def two(capsys: pytest.CaptureFixture[str]) -> Iterator[Scene]:
         (["workers", "scale", "4"], "transcription on r620-1: 4 running, 4 wanted (manual 4)\n"),
         (["workers", "start"], "transcription on r620-1: 3 running, 3 wanted (auto 3)\n"),
         (["workers", "stop"], "stopping transcription_3@r620-1\n"),
+        (["workers", "pause"], "transcription on r620-1: 3 running, 3 wanted (auto 3)\n"),
+        (["workers", "resume"], "transcription on r620-1: 3 running, 3 wanted (auto 3)\n"),
     ],
     ids=str,
 )
@@ -133,6 +135,14 @@ def test_a_target_by_hand_is_set_held_and_ended(one: Scene) -> None:
     assert (held["pools"][0]["manual_target"], held["pools"][0]["hold_remaining_seconds"]) == (2, 60.0)
     assert (auto["pools"][0]["mode"], auto["pools"][0]["manual_target"]) == ("auto", None)
     assert len({order.order_id for order in one.host("r620-1").applied}) == 2
+
+
+def test_sizing_is_paused_and_taken_up_again(one: Scene) -> None:
+    paused = one.json("workers", "pause", "--pool", "transcription")
+    resumed = one.json("workers", "resume")
+
+    assert (paused["pools"][0]["mode"], resumed["pools"][0]["mode"]) == ("paused", "auto")
+    assert [order.monitoring.pool for order in one.host("r620-1").applied] == ["transcription", ""]
 
 
 @pytest.mark.parametrize(

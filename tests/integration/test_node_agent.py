@@ -112,6 +112,7 @@ def test_what_persons_ordered_survives_a_killed_agent_and_applies_once(idle: Age
     idle.start()
     idle.wait_running(2)
     first = idle.order("order-1", scale={"pool": "idle", "workers": 1})
+    assert [worker.name for worker in first.workers] == ["idle_2@here"], "the answer tells who goes"
     idle.wait_running(1)
     idle.order("order-2", scale={"pool": "idle", "auto": True})
     idle.wait_running(2)

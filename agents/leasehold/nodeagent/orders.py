@@ -137,8 +137,7 @@ class Orders:
         if which == "auto":
             if not scale.auto:
                 raise errors.InvalidArgument("scale.auto: false means nothing", field="auto")
-            self._host.governor.set_auto(now, pool.name)
-            return [pool], set()
+            return [pool], self._stopped_by(pool, lambda: self._host.governor.set_auto(now, pool.name))
         hold = None
         if scale.HasField("hold"):
             hold = scale.hold.seconds + scale.hold.nanos / 1e9
@@ -146,8 +145,22 @@ class Orders:
                 raise errors.InvalidArgument(
                     f"hold: {hold:g} s is not in 0 to {HOLD_SECONDS_MAX:g} s", field="hold_seconds"
                 )
-        self._host.governor.set_target(now, pool.name, scale.workers, hold_seconds=hold)
-        return [pool], set()
+        return [pool], self._stopped_by(
+            pool,
+            lambda: self._host.governor.set_target(now, pool.name, scale.workers, hold_seconds=hold),
+        )
+
+    def _stopped_by(self, pool: pools.Pool, act: Callable[[], None]) -> set[str]:
+        """Do it; names of the pool's workers that go by it."""
+        now = self._host.clock()
+        living = {view.worker_id for view in pool.machine.workers(now) if view.state in model.LIVE_STATES}
+        act()
+        self._host.settle(now)
+        return {
+            view.name
+            for view in pool.machine.workers(now)
+            if view.worker_id in living and view.state not in model.LIVE_STATES
+        }
 
     def _monitoring(self, order: order_pb2.Order) -> "_Applied":
         chosen = self._pools(order.monitoring.pool)

@@ -142,6 +142,44 @@ def stop(
     _order(order, node, addr, timeout, form)
 
 
+@app.command()
+def pause(
+    node: options.NodeOption = "",
+    pool: options.PoolFilter = "",
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
+) -> None:
+    """Pause the sizing of pools until `resume`: their workers stay as many as they are.
+
+    It survives restarts of the agent. Restarts after crashes, limits and the hard floor of memory go on.
+    """
+    _monitoring(node, pool, addr, timeout, form, is_running=False)
+
+
+@app.command()
+def resume(
+    node: options.NodeOption = "",
+    pool: options.PoolFilter = "",
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
+) -> None:
+    """Let memory decide again about pools that were paused, or set by hand."""
+    _monitoring(node, pool, addr, timeout, form, is_running=True)
+
+
+def _monitoring(
+    node: str, pool: str, addr: str | None, timeout: float, form: output.Format, *, is_running: bool
+) -> None:
+    from leasehold.api.node.v1 import order_pb2
+
+    order = order_pb2.Order(
+        monitoring=order_pb2.MonitoringOrder(pool=_checked_pool(pool), is_running=is_running)
+    )
+    _order(order, node, addr, timeout, form)
+
+
 def _checked_pool(pool: str) -> str:
     from leasehold.cli import names
 
