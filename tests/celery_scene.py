@@ -94,9 +94,10 @@ class CeleryWorker:
 
     async def ended(self, seconds: float = 20.0) -> int:
         """Its exit code, once it has ended."""
-        await until(
-            lambda: self._process.poll() is not None, f"{self.name} ends\n{self.log()}", seconds=seconds
-        )
+        try:
+            await until(lambda: self._process.poll() is not None, f"{self.name} ends", seconds=seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()}") from error  # what it has said by now
         return int(self._process.returncode)
 
     def end(self) -> None:
