@@ -204,3 +204,19 @@ BudgetWorld.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestBudgetWorld = BudgetWorld.TestCase
+
+
+def test_a_raise_that_a_frozen_leader_never_heard_of_is_in_force_under_the_next() -> None:
+    state = BudgetWorld()
+    state.begin(seed=2, charged_at=model.ChargedAt.ARRIVAL, users=1, certifies=False)
+    state.change_limits(halves=[True, False, False], ttl=3.0)
+    state.time_passes(seconds=5.0)
+    # The cut's grace is not over yet when the limit is raised again.
+    state.freeze_replica(number=0, seconds=1.0)
+    state.change_limits(halves=[False, False, False], ttl=1.0)
+    state.time_passes(seconds=2.0)
+    state.the_stock_is_conserved()
+    leader = state.world.leader()
+    assert leader is not None and leader.core is not None
+    assert leader.place == sorted(state.world.replicas)[1]
+    assert leader.core.budget("llm").book.in_force[0] == state.world.scenario.spec.dimensions[0].limit

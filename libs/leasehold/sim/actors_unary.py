@@ -49,6 +49,9 @@ class UnaryHolder(actors.Process):
     def _again(self) -> None:
         if self.world.faults.is_over:
             self._release()
+            # A lease that was never granted is not asked for any more.
+            self._old.add(self.incarnation)
+            self.incarnation = ""
             return
         if self.world.rng.random() < 0.5:
             self._release()

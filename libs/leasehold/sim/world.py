@@ -77,8 +77,8 @@ class World:
         self._tokens: dict[int, actors_unary.UnaryHolder] = {}
         self._hint = ""
         self._started = 0
-        for number in range(scenario.replicas):
-            self.start_replica(f"allocator-{number}")
+        for _ in range(scenario.replicas):
+            self.start_replica(self.replica_name())
         for number in range(scenario.holders):
             delay = self.rng.uniform(0.0, scenario.start_spread_seconds)
             self.scheduler.after(delay, functools.partial(self._start, f"w{number}"))
@@ -106,6 +106,10 @@ class World:
         return world_time.Clock(
             offset=self.rng.uniform(10.0, 1e5), rate=1.0 + self.rng.uniform(-CLOCK_SKEW, CLOCK_SKEW)
         )
+
+    def replica_name(self) -> str:
+        """A name, and so a place, that no allocator process has had."""
+        return f"allocator-{self.number()}"
 
     def start_replica(self, name: str) -> None:
         """An allocator process starts."""
@@ -294,8 +298,8 @@ class World:
         self._definition_settles_at = self.scheduler.now + longest
         self.spec, self.version = spec, self.version + 1
         for dimension in spec.dimensions:
-            # A raise is in force at once; a cut counts from when etcd has it.
-            if dimension.limit > self.auditor.allowed(self.scheduler.now, dimension.name):
+            # A raise is in force at once, for a leader that takes over too; a cut counts from when etcd has it.
+            if dimension.limit > self.auditor.allowed(float("inf"), dimension.name):
                 self.auditor.set_limit(self.scheduler.now, dimension.name, dimension.limit, grace_seconds=0.0)
         version = self.version
         for replica in self.replicas.values():

@@ -178,7 +178,7 @@ class Faults:
         for stream in list(leader.streams.values()):
             world.break_stream(stream, is_heard=world.rng.random() < 0.7)
         del world.replicas[leader.place]
-        name = f"allocator-{world.number()}"
+        name = world.replica_name()
         if len(world.replicas) == 0 or world.rng.random() < 0.5:
             world.start_replica(name)
         else:
