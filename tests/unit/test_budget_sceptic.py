@@ -321,6 +321,23 @@ def test_a_late_join_of_an_earlier_process_does_not_end_the_one_that_took_its_pl
     assert core.budgets["llm"].book.leases["h"].incarnation == "later-incarnation"
 
 
+@pytest.mark.parametrize(
+    ("age_seconds", "ended"), [(1.4, "late-one"), (0.2, "present-one"), (None, "present-one")]
+)
+def test_a_join_that_was_made_before_that_of_another_host_arrived_does_not_end_it(
+    age_seconds: float | None, ended: str
+) -> None:
+    core = _allocator()
+    core.report(_join("present-one", dataclasses.replace(PROCESS, boot_id="another-host")), 2.0, session=2)
+    core.finish(2.0)
+    core.report(_join("late-one", PROCESS), 3.0, session=1, age_seconds=age_seconds)
+
+    answers = _grants(core.finish(3.0))
+
+    assert [grant.incarnation for grant in answers if grant.end is messages.LeaseEnd.SUPERSEDED] == [ended]
+    assert core.budgets["llm"].book.leases["h"].incarnation != ended
+
+
 def test_an_earlier_process_takes_the_place_of_a_later_one_that_has_left() -> None:
     core = _allocator()
     later = dataclasses.replace(PROCESS, pid=3, start_time_ticks=PROCESS.start_time_ticks + 1)

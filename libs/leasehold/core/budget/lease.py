@@ -91,6 +91,8 @@ class Lease:
     process: processes.ProcessKey | None = None
     #: Version of the terms that were sent on the present connection; 0: none.
     terms_version: int = 0
+    #: When its first report arrived; not known of a lease of the leader before.
+    joined_at: float = float("-inf")
     last_served: int = 0
     served_since: float | None = None
     #: (instant, words, or the caps that were granted), the newest last.

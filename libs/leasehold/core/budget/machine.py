@@ -178,7 +178,7 @@ class BudgetMachine:
         self._check_dimensions(report)
         held = self.book.leases.get(report.holder)
         if held is None or held.incarnation != report.incarnation:
-            end, is_stale = self._is_over(held, report, session)
+            end, is_stale = self._is_over(held, report, session, now - (age_seconds or 0.0))
             if end is not None:
                 self._scribe.answer_over(report, end, session, token)
             if end is not None or is_stale:
@@ -207,16 +207,19 @@ class BudgetMachine:
                 self.spec.dimension(throttled.dimension, field_name="throttles.dimension")
 
     def _is_over(
-        self, held: Lease | None, report: messages.Report, session: int | None
+        self, held: Lease | None, report: messages.Report, session: int | None, made_at: float
     ) -> tuple[messages.LeaseEnd | None, bool]:
-        """(the last word for an incarnation that cannot join, whether the report is passed over)."""
+        """(the last word for an incarnation that cannot join, whether the report is passed over).
+
+        `made_at`: when the report was made, as far as that is known.
+        """
         key = (report.holder, report.incarnation)
         departed = self.book.departed.get(key)
         if key in self.book.ghosts:
             return messages.LeaseEnd.SUPERSEDED, False
         if held is not None and (departed is not None or report.is_rejoin or report.lease_id != 0):
             return messages.LeaseEnd.SUPERSEDED, False
-        if held is not None and _is_of_earlier_process(report, held):
+        if held is not None and _is_of_earlier_process(report, held, made_at):
             return messages.LeaseEnd.SUPERSEDED, False
         if departed is None:
             return None, False
@@ -250,6 +253,7 @@ class BudgetMachine:
             bound=book.zero,
             held=book.zero,
             target=book.zero,
+            joined_at=now,
             last_served=self.rebalancer.served_count,
         )
         departed = book.departed.pop((held.holder, held.incarnation), None)
@@ -414,7 +418,7 @@ class BudgetMachine:
             process=process,
         )
         self._check_dimensions(report)
-        end, is_stale = self._is_over(held, report, None)
+        end, is_stale = self._is_over(held, report, None, now)
         if end is None and is_stale:
             end = messages.LeaseEnd.EXPIRED
         if end is not None:
@@ -576,12 +580,15 @@ class BudgetMachine:
         self._scribe.deliver(grant, answer.session, answer.token)
 
 
-def _is_of_earlier_process(report: messages.Report, held: Lease) -> bool:
+def _is_of_earlier_process(report: messages.Report, held: Lease, made_at: float) -> bool:
     """Whether a join was made by a process that began before the one that is connected under its name.
 
     It was held up on its way, or its sender uses a name that is taken: the later process is not to stop for it.
+    Processes of two hosts are told apart by when the joins were made: this one before the other had arrived.
     """
-    newcomer, present = report.process, held.process
-    if newcomer is None or present is None or held.state is not LeaseState.LIVE:
+    if held.state is not LeaseState.LIVE:
         return False
-    return newcomer.boot_id == present.boot_id and newcomer.start_time_ticks < present.start_time_ticks
+    newcomer, present = report.process, held.process
+    if newcomer is None or present is None or newcomer.boot_id != present.boot_id:
+        return made_at < held.joined_at
+    return newcomer.start_time_ticks < present.start_time_ticks
