@@ -187,6 +187,48 @@ def test_raised_ttl_is_in_etcd_before_the_holder_hears_of_it() -> None:
     assert scene.grants("w0")[-1].ttl_seconds == 30.0
 
 
+def test_ttl_raised_between_a_report_and_its_answer_is_not_promised_to_it() -> None:
+    scene = Scene(spec(ttl_seconds=2.0, refresh_seconds=0.5))
+    granted = joined(scene)
+    report = messages.Report(
+        budget="llm",
+        holder="w0",
+        incarnation="w0-incarnation",
+        sequence=2,
+        lease_id=granted.lease_id,
+        holdings=messages.Holdings(held={RATE: 0}),
+    )
+    scene.core.report(report, scene.now, session=1)
+    scene.core.define(spec(ttl_seconds=30.0), 2, scene.now)
+    scene.finish()
+    assert [g.ttl_seconds for g in scene.grants("w0") if g.answered_sequence == 2] == [2.0]
+    assert scene.lease("w0").expires_at == pytest.approx(scene.now + 2.0, abs=0.01)
+
+
+def test_ttl_raised_while_an_acquire_waits_is_not_promised_to_it() -> None:
+    scene = Scene(spec(ttl_seconds=2.0, refresh_seconds=0.5))
+    granted = joined(scene)
+    scene.core.acquire(
+        budget="llm",
+        holder="script",
+        incarnation="script-request",
+        demand={},
+        process=None,
+        token=7,
+        now=scene.now,
+    )
+    assert not any(isinstance(effect, effects.Reply) for effect in scene.finish())
+    asked_at, scene.now = scene.now, scene.now + 0.5
+    scene.core.define(spec(ttl_seconds=30.0), 2, scene.now)
+    shrunk = scene.finish() and scene.grants("w0")[-1]
+    assert isinstance(shrunk, messages.Grant)
+    told = scene.report("w0", 2, lease_id=granted.lease_id, grant_version=shrunk.version, held=400)
+    told += scene.pass_to(scene.now + 0.1)
+    answers = [effect.message for effect in told if isinstance(effect, effects.Reply)]
+    assert [answer.ttl_seconds for answer in answers if isinstance(answer, messages.Grant)] == [2.0]
+    assert scene.lease("script").expires_at == pytest.approx(asked_at + 2.0, abs=0.01)
+
+
 def _lost(lease: leases.Lease, **named: object) -> int:
     rules = leases.StrandRules.of(spec())
     arguments = {"is_certified": True} | named

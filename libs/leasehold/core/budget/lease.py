@@ -62,6 +62,8 @@ class Lease:
     unpaced_version: int = 0
     #: Longest TTL that an answer in force may have promised, seconds.
     ttl_seconds: float = 0.0
+    #: What the answer to the last report promises: the budget's TTL when that arrived, which may change before.
+    answer_ttl_seconds: float = 0.0
     #: Most that the holder may go on using after expiry, for the budget's safe TTL.
     safe: Vector = ()
     #: It reports holdings. A unary holder that does not is counted in full until it expires.

@@ -331,6 +331,7 @@ class BudgetMachine:
 
     def _extend(self, held: Lease, now: float) -> None:
         """A TTL from now; where the TTL was lowered, an earlier answer may last longer than that."""
+        held.answer_ttl_seconds = self.spec.ttl_seconds
         expires_at = now + self.spec.ttl_seconds * leases.TTL_FACTOR
         if expires_at < held.expires_at:
             return
@@ -573,7 +574,7 @@ class BudgetMachine:
         held = answer.held
         if answer.needs_terms:
             held.terms_version = 0
-        ttl_seconds = self.spec.ttl_seconds
+        ttl_seconds = held.answer_ttl_seconds
         if answer.is_repeat:
             ttl_seconds = max(0.0, (held.expires_at - now) / leases.TTL_FACTOR)
         grant = self._scribe.grant(held, answered_sequence=answer.sequence, ttl_seconds=ttl_seconds)
