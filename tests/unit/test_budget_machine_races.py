@@ -187,6 +187,28 @@ def test_raised_ttl_is_in_etcd_before_the_holder_hears_of_it() -> None:
     assert scene.grants("w0")[-1].ttl_seconds == 30.0
 
 
+def test_terms_pushed_before_the_holder_knows_its_new_lease_go_with_the_answer_too() -> None:
+    scene = Scene()
+    granted = joined(scene)
+    scene.pass_to(scene.now + 10.02)
+    report = messages.Report(
+        budget="llm",
+        holder="w0",
+        incarnation="w0-incarnation",
+        sequence=2,
+        lease_id=granted.lease_id,
+        holdings=messages.Holdings(held={}),
+    )
+    scene.core.report(report, scene.now, session=1)
+    scene.core.define(spec(max_call_seconds=5.0), 2, scene.now)
+    scene.finish()
+    # The push names a lease that the holder hears of only by the answer.
+    assert [grant.answered_sequence for grant in scene.grants("w0")] == [0, 2]
+    answer = scene.grants("w0")[-1]
+    assert answer.lease_id != granted.lease_id
+    assert answer.terms is not None and answer.terms.max_call_seconds == 5.0
+
+
 def test_ttl_raised_between_a_report_and_its_answer_is_not_promised_to_it() -> None:
     scene = Scene(spec(ttl_seconds=2.0, refresh_seconds=0.5))
     granted = joined(scene)

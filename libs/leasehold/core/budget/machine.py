@@ -33,7 +33,7 @@ class _Answer:
     token: int | None
     #: A repeat: told the remaining TTL, never a new one.
     is_repeat: bool
-    #: It named no lease: an earlier answer, with the terms, may have come too late for it to believe.
+    #: It did not name this lease: an earlier answer, or a push before this one, with the terms, was void to it.
     needs_terms: bool = False
 
 
@@ -192,7 +192,7 @@ class BudgetMachine:
             self._rejoin(held, report, session, now)
         self._take_report(held, report, age_seconds, now, session)
         # A unary answer may be lost: until its version is acknowledged the terms go with the next one too.
-        needs_terms = report.lease_id == 0 or (token is not None and report.grant_version < held.version)
+        needs_terms = report.lease_id != held.lease_id or (token is not None and report.grant_version < held.version)
         self._answers.append(
             _Answer(held, report.sequence, session, token, is_repeat=False, needs_terms=needs_terms)
         )
