@@ -192,7 +192,9 @@ class BudgetMachine:
             self._rejoin(held, report, session, now)
         self._take_report(held, report, age_seconds, now, session)
         # A unary answer may be lost: until its version is acknowledged the terms go with the next one too.
-        needs_terms = report.lease_id != held.lease_id or (token is not None and report.grant_version < held.version)
+        needs_terms = report.lease_id != held.lease_id or (
+            token is not None and report.grant_version < held.version
+        )
         self._answers.append(
             _Answer(held, report.sequence, session, token, is_repeat=False, needs_terms=needs_terms)
         )
