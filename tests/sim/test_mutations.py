@@ -89,7 +89,7 @@ def _cooling_returns_at_once(patch: pytest.MonkeyPatch) -> None:
         delta, whole = self.cap - cap, self.cap
         for slot, kept in enumerate(self._kept):
             self._kept[slot] -= kept * delta // whole
-        self.free = cap - sum(self._kept) - (self.in_use - self.owed)
+        self.free = cap - self.withheld - sum(self._kept) - (self.in_use - self.owed)
         self.cap = cap
 
     patch.setattr(stock.RateStock, "_shrink", shrink)
@@ -97,6 +97,11 @@ def _cooling_returns_at_once(patch: pytest.MonkeyPatch) -> None:
 
 def _no_quarantine(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leases, "_unknown_spend", lambda *_, **__: 0)
+
+
+def _all_that_cools_is_spent_anew(patch: pytest.MonkeyPatch) -> None:
+    """The holder promises not to, and does."""
+    patch.setattr(stock.RateStock, "let_respend", lambda self, until, now: None)
 
 
 def _dead_calls_are_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -309,6 +314,7 @@ RULES = [
     Rule("a shrink gives up cooling units as they cool", "calm", _cooling_returns_at_once, 12, _steady),
     Rule("a refund goes to the bucket it was charged in", "calm", _refund_into_the_wrong_bucket, 12, _steady),
     Rule("unknown spend of the dead is quarantined", "crashes", _no_quarantine, 12, _steady),
+    Rule("what cools late is not spent anew unheard", "partitions", _all_that_cools_is_spent_anew, 25, _steady),
     Rule("calls outlive their holder", "crashes", _dead_calls_are_forgotten, 12, _steady),
     Rule("what an expired lease used is stranded", "crashes", _nothing_is_stranded, 12, _steady),
     Rule("a certified death strands what was used", "crashes", _certified_death_frees_all, 12, _steady),

@@ -54,6 +54,7 @@ def _holdings(draw: st.DrawFn) -> messages.Holdings:
         largest_cost=draw(amounts),
         admitted_total=draw(amounts),
         overdraft_total=draw(amounts),
+        respend_seconds=draw(seconds),
     )
 
 
@@ -346,6 +347,9 @@ def _report(**changes: Any) -> lease_pb2.LeaseReport:
             ),
             "holdings.cooling.rpm_limit",
         ),
+        (_report(holdings={"respend_seconds": -1.0}), "holdings.respend_seconds"),
+        (_report(holdings={"respend_seconds": math.nan}), "holdings.respend_seconds"),
+        (_report(holdings={"respend_seconds": math.inf}), "holdings.respend_seconds"),
         (_report(throttles=[{"retry_after": {"seconds": -1}}]), "throttles.retry_after"),
         (_report(process={"boot_id": "b", "pid": 0}), "process.pid"),
         (_report(process={"boot_id": "a\0b", "pid": 1}), "process.boot_id"),

@@ -14,7 +14,7 @@ from leasehold.core.budget import messages, model, quantity
 from leasehold.rpc import budget_codec, common_codec, wire_values
 
 #: Steps of one dimension's `Cooling`, and entries of `LeaseReport.throttles`.
-COOLING_PARTS_MAX = 16
+COOLING_PARTS_MAX = 24
 THROTTLES_MAX = 100
 
 _UNITS_MAX: Final = quantity.UNITS_MAX
@@ -144,7 +144,15 @@ def decode_holdings(message: lease_pb2.Holdings) -> messages.Holdings:
         largest_cost=amounts(message.largest_cost, "holdings.largest_cost"),
         admitted_total=amounts(message.admitted_total, "holdings.admitted_total", total),
         overdraft_total=amounts(message.overdraft_total, "holdings.overdraft_total", total),
+        respend_seconds=_checked_respend(message.respend_seconds),
     )
+
+
+def _checked_respend(seconds: float) -> float:
+    if not 0.0 <= seconds <= _SECONDS_MAX:
+        field = "holdings.respend_seconds"
+        raise errors.InvalidArgument(f"{field}: {seconds} is no time that a lease can last", field=field)
+    return seconds
 
 
 def _decode_cooling(message: lease_pb2.Holdings, held: Mapping[str, int]) -> tuple[messages.Cooling, ...]:
@@ -190,6 +198,7 @@ def encode_holdings(holdings: messages.Holdings) -> lease_pb2.Holdings:
         largest_cost=amounts(holdings.largest_cost),
         admitted_total=amounts(holdings.admitted_total),
         overdraft_total=amounts(holdings.overdraft_total),
+        respend_seconds=holdings.respend_seconds,
     )
     for cooling in holdings.cooling:
         message.cooling.add(

@@ -12,6 +12,8 @@ seconds on CLOCK_BOOTTIME. Rules, each with what it prevents:
 4. A lower epoch is refused.
 5. A holder whose lease expired gives up what is free and asks again with what it physically has.
 6. A superseded incarnation never rejoins by itself.
+7. What cools late in the TTL is not spent anew before a renewal is answered, as the report promised: it need
+   not be quarantined if the holder is lost.
 """
 
 import enum
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 from leasehold.core import epoch as epochs
 from leasehold.core import errors, processes
 from leasehold.core.budget import limiter as limiters
-from leasehold.core.budget import messages, stock
+from leasehold.core.budget import messages, model, stock
 
 #: A join or an urgent report that is not answered is repeated after so long.
 RESEND_SECONDS = 1.0
@@ -31,6 +33,12 @@ FIRST_ANSWER_SECONDS = 3.0
 TELL_FRACTION = 0.05
 #: At most one report of returning units in so long.
 TELL_SECONDS = 0.1
+#: What cools later than this part of the TTL after a report is not spent anew before an answer, nor what cools
+#: later than so many refreshes: nobody who is answered within half a refresh waits for it.
+RESPEND_TTL_PART = 0.35
+RESPEND_REFRESHES = 1.5
+#: The holder keeps its promise by so much, for sums of instants are rounded.
+RESPEND_ROUNDING_SECONDS = 1e-6
 
 
 class HolderState(enum.StrEnum):
@@ -62,6 +70,8 @@ class _Sent:
     at: float
     lease_id: int
     largest_cost: Mapping[str, int]
+    #: What cools later is not spent anew before an answer; infinity: that was not promised.
+    respend_until: float
 
 
 @dataclass(slots=True)
@@ -114,6 +124,8 @@ class Holder:
         self._reported_held: dict[str, int] = {}
         self._reported_waiting: dict[str, int] = {}
         self._reported_largest: Mapping[str, int] = {}
+        #: The latest instant up to which any report of this lease left it free to spend anew.
+        self._promised_until = float("-inf")
         self._declared = _Declared()
         self._throttles: list[messages.Throttle] = []
         self._events: list[AllocationChanged] = []
@@ -244,7 +256,12 @@ class Holder:
     def make_report(self, now: float) -> messages.Report:
         """The next report. The caller sends it on the present connection, or calls `disconnected`."""
         limiter = self.limiter
-        holdings = limiter.holdings(now) if limiter.terms else messages.Holdings(held={})
+        respend_seconds = self._promise(now)
+        holdings = (
+            limiter.holdings(now, respend_seconds=respend_seconds)
+            if limiter.terms
+            else messages.Holdings(held={})
+        )
         limiter.tighten_credit(holdings.largest_cost)
         is_active = self.is_active(now)
         limiter.is_idle_reported = not is_active
@@ -252,7 +269,8 @@ class Holder:
         limiter.fold(now)
         limiter.reopen(now)
         self._sequence += 1
-        self._sent[self._sequence] = _Sent(now, self.lease_id, holdings.largest_cost)
+        respend_until = self._promised_until if respend_seconds else float("inf")
+        self._sent[self._sequence] = _Sent(now, self.lease_id, holdings.largest_cost, respend_until)
         while len(self._sent) > 64:
             del self._sent[next(iter(self._sent))]
         self._last_sent = self._last_told = now
@@ -283,6 +301,29 @@ class Holder:
         self._throttles = []
         self._is_first_on_session = False
         return report
+
+    def _promise(self, now: float) -> float:
+        """How long after a report made now what cools may be spent anew without an answer; 0: no promise.
+
+        No promise is shorter than an earlier one of the lease, for either may have been the last to arrive.
+        Where a window passes in a TTL all units cool early: a holder that promised would soon stand still.
+        """
+        limiter, terms = self.limiter, self.limiter.terms
+        if self.state is not HolderState.HELD or terms is None:
+            return 0.0
+        windows = [dimension.window_seconds for dimension in terms.dimensions if dimension.is_rate]
+        if terms.charged_at is not model.ChargedAt.ARRIVAL or min(windows, default=0.0) <= self.ttl_seconds:
+            return 0.0
+        seconds = max(RESPEND_TTL_PART * self.ttl_seconds, RESPEND_REFRESHES * self.refresh_seconds)
+        self._promised_until = max(self._promised_until, now + seconds)
+        if limiter.respend_until == float("inf"):
+            self._let_respend(self._promised_until, now)
+        return self._promised_until - now
+
+    def _let_respend(self, until: float, now: float) -> None:
+        self.limiter.fold(now)
+        self.limiter.let_respend(until - RESPEND_ROUNDING_SECONDS, now)
+        self.limiter.reopen(now)
 
     def make_release(self, now: float) -> messages.Release:
         """Give the lease back: the last message of this holder. Waiters stay the shell's to fail."""
@@ -340,6 +381,11 @@ class Holder:
         else:
             self.limiter.expires_at = max(self.limiter.expires_at, expires_at)
         self.limiter.allow_credit(sent.largest_cost)
+        # The last report that arrived was this one, or any later one.
+        later = [s.respend_until for number, s in self._sent.items() if number > grant.answered_sequence]
+        respend_until = min([sent.respend_until, *later])
+        if respend_until > self.limiter.respend_until:
+            self._let_respend(respend_until, now)
         self.refusal = None
         self.refresh_seconds, self.ttl_seconds = grant.refresh_seconds, grant.ttl_seconds
         self._apply(grant, now)
@@ -420,6 +466,9 @@ class Holder:
             owned = limiter.amounts()
             safe = {n: min(owned.get(n, 0), amount) for n, amount in limiter.terms.safe_capacity.items()}
         limiter.set_amounts(safe, now)
+        # Safe capacity is quarantined in full from when it ends: it may be spent again and again until then.
+        self._promised_until = float("-inf")
+        limiter.let_respend(float("inf"), now)
         if any(safe.values()):
             assert limiter.terms is not None
             limiter.expires_at += limiter.terms.safe_ttl_seconds

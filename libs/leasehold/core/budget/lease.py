@@ -80,6 +80,8 @@ class Lease:
     cooling: tuple[messages.Cooling, ...] = ()
     cooling_since: float = 0.0
     refundable: Vector = ()
+    #: So long after the last report what cools may be spent anew without an answer; 0: to the end of the lease.
+    respend_seconds: float = 0.0
     #: Per dimension; None: not bounded.
     largest_cost: tuple[int | None, ...] = ()
     overdraft: Vector = ()
@@ -304,14 +306,15 @@ def _unknown_spend(
     if is_certified and not lease.is_age_known:
         # The last report may have been long on its way: what cooled meanwhile can have been spent anew.
         return amount
-    # From when the report was made, not from when it arrived: what had cooled by `end` may be spent anew.
-    cooling = [
-        part
-        for at, part in sorted(cooling_parts(lease.cooling, lease.last_report_at, dimension.name))
-        if at > end
-    ]
-    # Steps are merged to their latest instant: of the first one, all but a little may be free already.
-    known_cooling = sum(cooling[1:])
+    # From when the report was made, not from when it arrived: what had cooled by `end` may be spent anew, but
+    # nothing that the holder has promised not to without an answer.
+    told = sorted(cooling_parts(lease.cooling, lease.last_report_at, dimension.name))
+    respend_until = lease.last_report_at + lease.respend_seconds if lease.respend_seconds else float("inf")
+    cooling = [(at, part) for at, part in told if at > min(end, respend_until)]
+    if cooling and cooling[0][0] <= respend_until:
+        # Steps are merged to their latest instant: of the first one, all but a little may be free already.
+        del cooling[0]
+    known_cooling = sum(part for _, part in cooling)
     refundable = min(lease.refundable[index] if lease.refundable else 0, known_cooling)
     spendable = min(amount, max(0, amount - known_cooling) + refundable)
     largest = lease.largest_cost[index] if lease.largest_cost else None

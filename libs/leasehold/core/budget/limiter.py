@@ -68,6 +68,7 @@ class Limiter:
         "largest_enqueued",
         "last_admission",
         "last_refusal",
+        "respend_until",
         "shape",
         "short_path",
         "stocks",
@@ -91,6 +92,8 @@ class Limiter:
         self._totals = Totals()
         #: Instant from which nothing may be admitted.
         self.expires_at = 0.0
+        #: What cools later is not spent anew until a report is answered.
+        self.respend_until = float("inf")
         self.waiters: deque[Waiter] = deque()
         #: Acquires that wait for the budget's terms, without which they have no cost.
         self.unpriced = 0
@@ -134,6 +137,7 @@ class Limiter:
             dimension.name: shapes.stock_of(dimension, terms, old, now, settled=self._settled(dimension.name))
             for dimension in terms.dimensions
         }
+        self.let_respend(self.respend_until, now)
         self._names = tuple(self.stocks)
         self.shape = Shape(terms, self.stocks)
         self._bind_roles()
@@ -181,6 +185,14 @@ class Limiter:
             if isinstance(held, stock.RateStock):
                 held.advance(now)
                 held.set_pace(stock.pace_share(dimension.limit, active_workers))
+
+    def let_respend(self, until: float, now: float) -> None:
+        """Spend anew what cools up to `until`, nothing that cools later. `fold` first, `reopen` after."""
+        self.respend_until = until
+        for held in self.stocks.values():
+            if isinstance(held, stock.RateStock):
+                held.advance(now)
+                held.let_respend(until, now)
 
     def amounts(self) -> dict[str, int]:
         """What is owned now, micro-units by dimension."""
@@ -531,8 +543,11 @@ class Limiter:
                     largest[name] = amount
         return largest
 
-    def holdings(self, now: float, *, parts_max: int = 16) -> messages.Holdings:
-        """The holder's statement of what it has; cooling is told in at most `parts_max` steps a dimension."""
+    def holdings(self, now: float, *, parts_max: int = 24, respend_seconds: float = 0.0) -> messages.Holdings:
+        """The holder's statement of what it has; cooling is told in at most `parts_max` steps a dimension.
+
+        `respend_seconds` is the promise that goes with it, which the caller keeps by `let_respend`.
+        """
         self.fold(now)
         self._advance(now)
         cooling: list[messages.Cooling] = []
@@ -540,7 +555,7 @@ class Limiter:
         for name, held in self.stocks.items():
             if not isinstance(held, stock.RateStock):
                 continue
-            parts = stock.merge_parts(list(held.cooling(now)), parts_max)
+            parts = stock.merge_parts(list(held.cooling(now)), parts_max, respend_seconds)
             if parts:
                 seconds, amounts = zip(*parts, strict=True)
                 cooling.append(messages.Cooling(name, amounts, seconds))
@@ -554,6 +569,7 @@ class Limiter:
                 n: h.admitted_total for n, h in self.stocks.items() if isinstance(h, stock.RateStock)
             },
             overdraft_total=dict(self._totals.overdraft),
+            respend_seconds=respend_seconds,
         )
         self.reopen(now)
         return result

@@ -33,7 +33,7 @@ class _Answer:
     token: int | None
     #: A repeat: told the remaining TTL, never a new one.
     is_repeat: bool
-    #: It did not name this lease: an earlier answer, or a push before this one, with the terms, was void to it.
+    #: It did not name this lease: an earlier answer or push, with the terms, was void to it.
     needs_terms: bool = False
 
 
@@ -368,6 +368,7 @@ class BudgetMachine:
         book.count(held)
         held.cooling, held.cooling_since = holdings.cooling, now
         held.refundable = self._vector(holdings.refundable)
+        held.respend_seconds = holdings.respend_seconds
         held.overdraft = self._vector(holdings.overdraft_total)
         held.largest_cost = tuple(holdings.largest_cost.get(name) for name in book.names)
 

@@ -47,6 +47,9 @@ class Holdings:
     largest_cost: Amounts = field(default_factory=dict)
     admitted_total: Amounts = field(default_factory=dict)
     overdraft_total: Amounts = field(default_factory=dict)
+    #: What cools longer than this is not spent anew before an answer to this report, or to a later one; no step
+    #: of `cooling` spans it. 0: nothing is promised.
+    respend_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,19 +70,22 @@ class RateStock:
         "credit_max",
         "free",
         "in_use",
+        "left_late",
         "level",
         "owed",
         "pace_share",
+        "respend_until",
         "returning",
         "width",
         "window_seconds",
+        "withheld",
     )
 
     def __init__(self, *, window_seconds: float, jitter_seconds: float, now: float) -> None:
         self.window_seconds = window_seconds
         self.cooling_seconds = window_seconds + jitter_seconds
         self.width = self.cooling_seconds / BUCKETS
-        #: Units owned: free + in use (less owed) + cooling that stays.
+        #: Units owned: free + withheld + in use (less owed) + cooling that stays.
         self.cap = 0
         #: Negative while the holder pays off an overdraft.
         self.free = 0
@@ -92,6 +95,12 @@ class RateStock:
         self.owed = 0
         #: Cooling units that leave, rather than turn free, when they have cooled.
         self.returning = 0
+        #: What has cooled later than this is withheld; see `let_respend`.
+        self.respend_until = float("inf")
+        #: Units that have cooled, and are not to be spent yet.
+        self.withheld = 0
+        #: Units that have left, and cooled later than that: if they come back they are withheld.
+        self.left_late = 0
         self.admitted_total = 0
         #: Paced by this share where less is owned, micro-units; see `set_pace`.
         self.pace_share = 0
@@ -148,7 +157,11 @@ class RateStock:
                 first = last - _RING + 1
             for number in range(first, last + 1):
                 slot = number % _RING
-                self.free += self._kept[slot]
+                if self._cooled_at(number) > self.respend_until:
+                    self.withheld += self._kept[slot]
+                    self.left_late += self._returning[slot]
+                else:
+                    self.free += self._kept[slot]
                 self.returning -= self._returning[slot]
                 self._kept[slot] = self._returning[slot] = 0
             self._first = last + 1
@@ -156,6 +169,17 @@ class RateStock:
             speed = self._share * PACE_SPEED / self.window_seconds
             self.level = min(self.burst, self.level + speed * (now - self._level_at))
             self._level_at = now
+
+    def _cooled_at(self, number: int) -> float:
+        """First instant at which what was charged in that bucket has cooled."""
+        return (number + 1 + BUCKETS) * self.width
+
+    def let_respend(self, until: float, now: float) -> None:
+        """What cools up to `until` may be spent anew, what cools later is withheld; `advance` first."""
+        self.respend_until = until
+        if now <= until:
+            self.free += self.withheld
+            self.withheld = self.left_late = 0
 
     def can_admit(self, cost: int) -> bool:
         """Whether `cost` micro-units may be taken now; `advance` first."""
@@ -219,6 +243,7 @@ class RateStock:
     def take_over(self, old: "RateStock", now: float) -> None:
         """Own what `old` owned; what is not free there cools here from `now` on, over the whole new window."""
         self.cap, self.free, self.returning = old.cap, old.free, old.returning + old.owed
+        self.respend_until, self.left_late = old.respend_until, old.left_late
         self.pace_share = old.pace_share
         self.level = min(old.level, self.burst)
         self.admitted_total, self.credit_max = old.admitted_total, old.credit_max
@@ -258,6 +283,10 @@ class RateStock:
         free = max(0, self.free) * delta // whole
         self.free -= free
         left, total = delta - free, whole - self.free - free
+        taken = self.withheld * left // total if total else 0
+        self.withheld -= taken
+        self.left_late += taken
+        left, total = left - taken, total - self.withheld - taken
         busy = self.in_use - self.owed
         taken = busy * left // total if total else 0
         self.owed += taken
@@ -288,7 +317,10 @@ class RateStock:
                 self._kept[slot] += kept
                 self.returning -= kept
                 left -= kept
-        self.free += left
+        late = min(left, self.left_late)
+        self.left_late -= late
+        self.withheld += late
+        self.free += left - late
 
     def cooling(self, now: float) -> Iterator[tuple[float, int]]:
         """(seconds until it has cooled, micro-units) of what cools, soonest first."""
@@ -296,7 +328,7 @@ class RateStock:
             slot = number % _RING
             amount = self._kept[slot] + self._returning[slot]
             if amount > 0:
-                yield max(0.0, (number + 1 + BUCKETS) * self.width - now), amount
+                yield max(0.0, self._cooled_at(number) - now), amount
 
     def seconds_until(self, cost: int, now: float) -> float:
         """Seconds until `cost` can be admitted if nothing else happens; infinity if time is not enough."""
@@ -312,15 +344,19 @@ class RateStock:
         if lacking <= 0:
             return pace_seconds
         for number in range(self._first, self.bucket(now) + 1):
+            cooled_at = self._cooled_at(number)
+            if cooled_at > self.respend_until:
+                break
             lacking -= self._kept[number % _RING]
             if lacking <= 0:
-                return max(pace_seconds, (number + 1 + BUCKETS) * self.width - now)
+                return max(pace_seconds, cooled_at - now)
         return float("inf")
 
     def audit(self) -> None:
         """Assert the stock's own sums; for tests and `doctor`."""
         kept, returning = sum(self._kept), sum(self._returning)
-        assert self.free + (self.in_use - self.owed) + kept == self.cap, "free + in use + cooling = cap"
+        own = self.free + self.withheld + (self.in_use - self.owed) + kept
+        assert own == self.cap, "free + withheld + in use + cooling = cap"
         assert returning == self.returning, "returning is the sum of its buckets"
         assert min(self._returning) >= 0, "nothing returns twice"
         assert 0 <= self.owed <= max(0, self.in_use), "owed is part of in use"
@@ -331,8 +367,18 @@ def whole_units(micros: int) -> int:
     return micros // quantity.MICRO
 
 
-def merge_parts(parts: list[tuple[float, int]], parts_max: int) -> list[tuple[float, int]]:
-    """At most `parts_max` (seconds, amount) steps: neighbours are merged to the later, never the earlier."""
+def merge_parts(
+    parts: list[tuple[float, int]], parts_max: int, edge_seconds: float = 0.0
+) -> list[tuple[float, int]]:
+    """At most `parts_max` (seconds, amount) steps: neighbours are merged to the later, never the earlier.
+
+    None spans `edge_seconds`: an eighth of the steps is for what cools before that.
+    """
+    early = [part for part in parts if part[0] <= edge_seconds]
+    if early and len(early) < len(parts) and parts_max > 1:
+        late = parts[len(early) :]
+        early = merge_parts(early, max(1, parts_max // 8, parts_max - len(late)))
+        return early + merge_parts(late, parts_max - len(early))
     if len(parts) <= parts_max:
         return parts
     size = -(-len(parts) // parts_max)

@@ -28,7 +28,7 @@ from leasehold.api.common.v1 import epoch_pb2 as leasehold_dot_api_dot_common_do
 from leasehold.api.common.v1 import process_pb2 as leasehold_dot_api_dot_common_dot_v1_dot_process__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#leasehold/api/budget/v1/lease.proto\x12\x17leasehold.api.budget.v1\x1a\x1egoogle/protobuf/duration.proto\x1a$leasehold/api/budget/v1/budget.proto\x1a#leasehold/api/common/v1/epoch.proto\x1a%leasehold/api/common/v1/process.proto\"H\n\x07\x43ooling\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\x0f\n\x07\x61mounts\x18\x02 \x03(\x01\x12\x19\n\x11remaining_seconds\x18\x03 \x03(\x01\"\xa8\x05\n\x08Holdings\x12\x39\n\x04held\x18\x01 \x03(\x0b\x32+.leasehold.api.budget.v1.Holdings.HeldEntry\x12\x31\n\x07\x63ooling\x18\x02 \x03(\x0b\x32 .leasehold.api.budget.v1.Cooling\x12H\n\x0clargest_cost\x18\x03 \x03(\x0b\x32\x32.leasehold.api.budget.v1.Holdings.LargestCostEntry\x12L\n\x0e\x61\x64mitted_total\x18\x04 \x03(\x0b\x32\x34.leasehold.api.budget.v1.Holdings.AdmittedTotalEntry\x12N\n\x0foverdraft_total\x18\x05 \x03(\x0b\x32\x35.leasehold.api.budget.v1.Holdings.OverdraftTotalEntry\x12\x45\n\nrefundable\x18\x06 \x03(\x0b\x32\x31.leasehold.api.budget.v1.Holdings.RefundableEntry\x1a+\n\tHeldEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10LargestCostEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12\x41\x64mittedTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x35\n\x13OverdraftTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fRefundableEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"M\n\x08Throttle\x12\x11\n\tdimension\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xff\x04\n\x0bLeaseReport\x12\x0e\n\x06\x62udget\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x10\n\x08lease_id\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x15\n\rgrant_version\x18\x06 \x01(\x04\x12\x11\n\tis_active\x18\x07 \x01(\x08\x12\x14\n\x0c\x63urrent_load\x18\x08 \x01(\x01\x12\x14\n\x0c\x61\x63tive_tasks\x18\t \x01(\r\x12@\n\x06\x64\x65mand\x18\n \x03(\x0b\x32\x30.leasehold.api.budget.v1.LeaseReport.DemandEntry\x12K\n\x0cwaiting_cost\x18\x0b \x03(\x0b\x32\x35.leasehold.api.budget.v1.LeaseReport.WaitingCostEntry\x12\x33\n\x08holdings\x18\x0c \x01(\x0b\x32!.leasehold.api.budget.v1.Holdings\x12\x34\n\tthrottles\x18\r \x03(\x0b\x32!.leasehold.api.budget.v1.Throttle\x12\x39\n\x07process\x18\x0e \x01(\x0b\x32(.leasehold.api.common.v1.ProcessIdentity\x12\x16\n\x0e\x62oottime_nanos\x18\x0f \x01(\x04\x12\x11\n\tis_rejoin\x18\x10 \x01(\x08\x1a-\n\x0b\x44\x65mandEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10WaitingCostEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xe1\x03\n\nLeaseTerms\x12\x36\n\ndimensions\x18\x01 \x03(\x0b\x32\".leasehold.api.budget.v1.Dimension\x12\x31\n\x0e\x61rrival_jitter\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08max_call\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x61\x63tivity_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08safe_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_tokens_per_request\x18\x06 \x01(\x01\x12\x36\n\ncharged_at\x18\x07 \x01(\x0e\x32\".leasehold.api.budget.v1.ChargedAt\x12L\n\rsafe_capacity\x18\x08 \x03(\x0b\x32\x35.leasehold.api.budget.v1.LeaseTerms.SafeCapacityEntry\x1a\x33\n\x11SafeCapacityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa1\x04\n\nLeaseGrant\x12\x0e\n\x06\x62udget\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x10\n\x08lease_id\x18\x04 \x01(\x04\x12-\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x1e.leasehold.api.common.v1.Epoch\x12\x0f\n\x07version\x18\x06 \x01(\x04\x12\x19\n\x11\x61nswered_sequence\x18\x07 \x01(\x04\x12&\n\x03ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10refresh_interval\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x07\x61mounts\x18\n \x03(\x0b\x32\x30.leasehold.api.budget.v1.LeaseGrant.AmountsEntry\x12\x32\n\x05terms\x18\x0b \x01(\x0b\x32#.leasehold.api.budget.v1.LeaseTerms\x12.\n\x03\x65nd\x18\x0c \x01(\x0e\x32!.leasehold.api.budget.v1.LeaseEnd\x12\x15\n\rtotal_workers\x18\r \x01(\r\x12\x16\n\x0e\x61\x63tive_workers\x18\x0e \x01(\r\x12\x0e\n\x06reason\x18\x0f \x01(\t\x1a.\n\x0c\x41mountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\x8c\x01\n\x08LeaseEnd\x12\x19\n\x15LEASE_END_UNSPECIFIED\x10\x00\x12\x16\n\x12LEASE_END_RELEASED\x10\x01\x12\x15\n\x11LEASE_END_EXPIRED\x10\x02\x12\x18\n\x14LEASE_END_SUPERSEDED\x10\x03\x12\x1c\n\x18LEASE_END_BUDGET_DELETED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#leasehold/api/budget/v1/lease.proto\x12\x17leasehold.api.budget.v1\x1a\x1egoogle/protobuf/duration.proto\x1a$leasehold/api/budget/v1/budget.proto\x1a#leasehold/api/common/v1/epoch.proto\x1a%leasehold/api/common/v1/process.proto\"H\n\x07\x43ooling\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\x0f\n\x07\x61mounts\x18\x02 \x03(\x01\x12\x19\n\x11remaining_seconds\x18\x03 \x03(\x01\"\xc1\x05\n\x08Holdings\x12\x39\n\x04held\x18\x01 \x03(\x0b\x32+.leasehold.api.budget.v1.Holdings.HeldEntry\x12\x31\n\x07\x63ooling\x18\x02 \x03(\x0b\x32 .leasehold.api.budget.v1.Cooling\x12H\n\x0clargest_cost\x18\x03 \x03(\x0b\x32\x32.leasehold.api.budget.v1.Holdings.LargestCostEntry\x12L\n\x0e\x61\x64mitted_total\x18\x04 \x03(\x0b\x32\x34.leasehold.api.budget.v1.Holdings.AdmittedTotalEntry\x12N\n\x0foverdraft_total\x18\x05 \x03(\x0b\x32\x35.leasehold.api.budget.v1.Holdings.OverdraftTotalEntry\x12\x45\n\nrefundable\x18\x06 \x03(\x0b\x32\x31.leasehold.api.budget.v1.Holdings.RefundableEntry\x12\x17\n\x0frespend_seconds\x18\x07 \x01(\x01\x1a+\n\tHeldEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10LargestCostEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12\x41\x64mittedTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x35\n\x13OverdraftTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fRefundableEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"M\n\x08Throttle\x12\x11\n\tdimension\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xff\x04\n\x0bLeaseReport\x12\x0e\n\x06\x62udget\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x10\n\x08lease_id\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x15\n\rgrant_version\x18\x06 \x01(\x04\x12\x11\n\tis_active\x18\x07 \x01(\x08\x12\x14\n\x0c\x63urrent_load\x18\x08 \x01(\x01\x12\x14\n\x0c\x61\x63tive_tasks\x18\t \x01(\r\x12@\n\x06\x64\x65mand\x18\n \x03(\x0b\x32\x30.leasehold.api.budget.v1.LeaseReport.DemandEntry\x12K\n\x0cwaiting_cost\x18\x0b \x03(\x0b\x32\x35.leasehold.api.budget.v1.LeaseReport.WaitingCostEntry\x12\x33\n\x08holdings\x18\x0c \x01(\x0b\x32!.leasehold.api.budget.v1.Holdings\x12\x34\n\tthrottles\x18\r \x03(\x0b\x32!.leasehold.api.budget.v1.Throttle\x12\x39\n\x07process\x18\x0e \x01(\x0b\x32(.leasehold.api.common.v1.ProcessIdentity\x12\x16\n\x0e\x62oottime_nanos\x18\x0f \x01(\x04\x12\x11\n\tis_rejoin\x18\x10 \x01(\x08\x1a-\n\x0b\x44\x65mandEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10WaitingCostEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xe1\x03\n\nLeaseTerms\x12\x36\n\ndimensions\x18\x01 \x03(\x0b\x32\".leasehold.api.budget.v1.Dimension\x12\x31\n\x0e\x61rrival_jitter\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08max_call\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x61\x63tivity_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08safe_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16max_tokens_per_request\x18\x06 \x01(\x01\x12\x36\n\ncharged_at\x18\x07 \x01(\x0e\x32\".leasehold.api.budget.v1.ChargedAt\x12L\n\rsafe_capacity\x18\x08 \x03(\x0b\x32\x35.leasehold.api.budget.v1.LeaseTerms.SafeCapacityEntry\x1a\x33\n\x11SafeCapacityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa1\x04\n\nLeaseGrant\x12\x0e\n\x06\x62udget\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x10\n\x08lease_id\x18\x04 \x01(\x04\x12-\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x1e.leasehold.api.common.v1.Epoch\x12\x0f\n\x07version\x18\x06 \x01(\x04\x12\x19\n\x11\x61nswered_sequence\x18\x07 \x01(\x04\x12&\n\x03ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10refresh_interval\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x07\x61mounts\x18\n \x03(\x0b\x32\x30.leasehold.api.budget.v1.LeaseGrant.AmountsEntry\x12\x32\n\x05terms\x18\x0b \x01(\x0b\x32#.leasehold.api.budget.v1.LeaseTerms\x12.\n\x03\x65nd\x18\x0c \x01(\x0e\x32!.leasehold.api.budget.v1.LeaseEnd\x12\x15\n\rtotal_workers\x18\r \x01(\r\x12\x16\n\x0e\x61\x63tive_workers\x18\x0e \x01(\r\x12\x0e\n\x06reason\x18\x0f \x01(\t\x1a.\n\x0c\x41mountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\x8c\x01\n\x08LeaseEnd\x12\x19\n\x15LEASE_END_UNSPECIFIED\x10\x00\x12\x16\n\x12LEASE_END_RELEASED\x10\x01\x12\x15\n\x11LEASE_END_EXPIRED\x10\x02\x12\x18\n\x14LEASE_END_SUPERSEDED\x10\x03\x12\x1c\n\x18LEASE_END_BUDGET_DELETED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,36 +53,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASETERMS_SAFECAPACITYENTRY']._serialized_options = b'8\001'
   _globals['_LEASEGRANT_AMOUNTSENTRY']._loaded_options = None
   _globals['_LEASEGRANT_AMOUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_LEASEEND']._serialized_start=2721
-  _globals['_LEASEEND']._serialized_end=2861
+  _globals['_LEASEEND']._serialized_start=2746
+  _globals['_LEASEEND']._serialized_end=2886
   _globals['_COOLING']._serialized_start=210
   _globals['_COOLING']._serialized_end=282
   _globals['_HOLDINGS']._serialized_start=285
-  _globals['_HOLDINGS']._serialized_end=965
-  _globals['_HOLDINGS_HELDENTRY']._serialized_start=710
-  _globals['_HOLDINGS_HELDENTRY']._serialized_end=753
-  _globals['_HOLDINGS_LARGESTCOSTENTRY']._serialized_start=755
-  _globals['_HOLDINGS_LARGESTCOSTENTRY']._serialized_end=805
-  _globals['_HOLDINGS_ADMITTEDTOTALENTRY']._serialized_start=807
-  _globals['_HOLDINGS_ADMITTEDTOTALENTRY']._serialized_end=859
-  _globals['_HOLDINGS_OVERDRAFTTOTALENTRY']._serialized_start=861
-  _globals['_HOLDINGS_OVERDRAFTTOTALENTRY']._serialized_end=914
-  _globals['_HOLDINGS_REFUNDABLEENTRY']._serialized_start=916
-  _globals['_HOLDINGS_REFUNDABLEENTRY']._serialized_end=965
-  _globals['_THROTTLE']._serialized_start=967
-  _globals['_THROTTLE']._serialized_end=1044
-  _globals['_LEASEREPORT']._serialized_start=1047
-  _globals['_LEASEREPORT']._serialized_end=1686
-  _globals['_LEASEREPORT_DEMANDENTRY']._serialized_start=1589
-  _globals['_LEASEREPORT_DEMANDENTRY']._serialized_end=1634
-  _globals['_LEASEREPORT_WAITINGCOSTENTRY']._serialized_start=1636
-  _globals['_LEASEREPORT_WAITINGCOSTENTRY']._serialized_end=1686
-  _globals['_LEASETERMS']._serialized_start=1689
-  _globals['_LEASETERMS']._serialized_end=2170
-  _globals['_LEASETERMS_SAFECAPACITYENTRY']._serialized_start=2119
-  _globals['_LEASETERMS_SAFECAPACITYENTRY']._serialized_end=2170
-  _globals['_LEASEGRANT']._serialized_start=2173
-  _globals['_LEASEGRANT']._serialized_end=2718
-  _globals['_LEASEGRANT_AMOUNTSENTRY']._serialized_start=2672
-  _globals['_LEASEGRANT_AMOUNTSENTRY']._serialized_end=2718
+  _globals['_HOLDINGS']._serialized_end=990
+  _globals['_HOLDINGS_HELDENTRY']._serialized_start=735
+  _globals['_HOLDINGS_HELDENTRY']._serialized_end=778
+  _globals['_HOLDINGS_LARGESTCOSTENTRY']._serialized_start=780
+  _globals['_HOLDINGS_LARGESTCOSTENTRY']._serialized_end=830
+  _globals['_HOLDINGS_ADMITTEDTOTALENTRY']._serialized_start=832
+  _globals['_HOLDINGS_ADMITTEDTOTALENTRY']._serialized_end=884
+  _globals['_HOLDINGS_OVERDRAFTTOTALENTRY']._serialized_start=886
+  _globals['_HOLDINGS_OVERDRAFTTOTALENTRY']._serialized_end=939
+  _globals['_HOLDINGS_REFUNDABLEENTRY']._serialized_start=941
+  _globals['_HOLDINGS_REFUNDABLEENTRY']._serialized_end=990
+  _globals['_THROTTLE']._serialized_start=992
+  _globals['_THROTTLE']._serialized_end=1069
+  _globals['_LEASEREPORT']._serialized_start=1072
+  _globals['_LEASEREPORT']._serialized_end=1711
+  _globals['_LEASEREPORT_DEMANDENTRY']._serialized_start=1614
+  _globals['_LEASEREPORT_DEMANDENTRY']._serialized_end=1659
+  _globals['_LEASEREPORT_WAITINGCOSTENTRY']._serialized_start=1661
+  _globals['_LEASEREPORT_WAITINGCOSTENTRY']._serialized_end=1711
+  _globals['_LEASETERMS']._serialized_start=1714
+  _globals['_LEASETERMS']._serialized_end=2195
+  _globals['_LEASETERMS_SAFECAPACITYENTRY']._serialized_start=2144
+  _globals['_LEASETERMS_SAFECAPACITYENTRY']._serialized_end=2195
+  _globals['_LEASEGRANT']._serialized_start=2198
+  _globals['_LEASEGRANT']._serialized_end=2743
+  _globals['_LEASEGRANT_AMOUNTSENTRY']._serialized_start=2697
+  _globals['_LEASEGRANT_AMOUNTSENTRY']._serialized_end=2743
 # @@protoc_insertion_point(module_scope)

@@ -54,7 +54,7 @@ Global___LeaseEnd: _TypeAlias = LeaseEnd  # noqa: Y015
 @_typing.final
 class Cooling(_message.Message):
     """Units of one dimension that are used up now and come back at known times: `amounts[i]` after
-    `remaining_seconds[i]`. Two plain lists of one length, at most 16: reports are many.
+    `remaining_seconds[i]`. Two plain lists of one length, at most 24: reports are many.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -196,6 +196,11 @@ class Holdings(_message.Message):
     ADMITTED_TOTAL_FIELD_NUMBER: _builtins.int
     OVERDRAFT_TOTAL_FIELD_NUMBER: _builtins.int
     REFUNDABLE_FIELD_NUMBER: _builtins.int
+    RESPEND_SECONDS_FIELD_NUMBER: _builtins.int
+    respend_seconds: _builtins.float
+    """A promise: what cools longer than this after the report is not spent anew before this report, or a later
+    one, is answered. No step of `cooling` spans this instant. 0: nothing is promised.
+    """
     @_builtins.property
     def held(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """free + in use + cooling, by dimension. It only grows by applying a grant."""
@@ -229,10 +234,11 @@ class Holdings(_message.Message):
         admitted_total: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         overdraft_total: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         refundable: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        respend_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_total", b"admitted_total", "cooling", b"cooling", "held", b"held", "largest_cost", b"largest_cost", "overdraft_total", b"overdraft_total", "refundable", b"refundable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_total", b"admitted_total", "cooling", b"cooling", "held", b"held", "largest_cost", b"largest_cost", "overdraft_total", b"overdraft_total", "refundable", b"refundable", "respend_seconds", b"respend_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
