@@ -209,6 +209,40 @@ def test_terms_pushed_before_the_holder_knows_its_new_lease_go_with_the_answer_t
     assert answer.terms is not None and answer.terms.max_call_seconds == 5.0
 
 
+def test_under_a_new_leader_a_superseded_lease_does_not_end_the_incarnation_that_superseded_it() -> None:
+    scene = Scene()
+    granted = joined(scene)
+    scene.report("w0", 2, lease_id=granted.lease_id, grant_version=granted.version, held=400)
+    records: dict[str, effects.Record] = {}
+
+    def joins(core: allocator.Allocator, *, is_rejoin: bool) -> list[messages.LeaseEnd | None]:
+        report = messages.Report(
+            budget="llm",
+            holder="w0",
+            incarnation="w0-the-newer",
+            sequence=9 if is_rejoin else 1,
+            is_rejoin=is_rejoin,
+            holdings=messages.Holdings(held={}),
+        )
+        core.report(report, scene.now, session=2)
+        told = core.finish(scene.now)
+        records.update({e.record.incarnation: e.record for e in told if isinstance(e, effects.PutRecord)})
+        grants = [e.message for e in told if isinstance(e, effects.Send)]
+        return [g.end for g in grants if isinstance(g, messages.Grant) and g.incarnation == "w0-the-newer"]
+
+    assert joins(scene.core, is_rejoin=False) == [None]
+    assert records["w0-incarnation"].is_superseded
+    # The newer one expired with nothing used, so etcd knows the older one only.
+    successor = allocator.Allocator(NEW)
+    successor.restore_definition(spec(), 1, scene.now)
+    successor.restore_record(records["w0-incarnation"], scene.now)
+    assert joins(successor, is_rejoin=True) == [None]
+    book = successor.budgets["llm"].book
+    assert book.leases["w0"].incarnation == "w0-the-newer"
+    assert book.outstanding[1] >= 400 * MICRO
+    successor.audit()
+
+
 def test_ttl_raised_between_a_report_and_its_answer_is_not_promised_to_it() -> None:
     scene = Scene(spec(ttl_seconds=2.0, refresh_seconds=0.5))
     granted = joined(scene)

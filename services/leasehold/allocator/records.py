@@ -74,6 +74,7 @@ def encode_record(record: effects.Record) -> bytes:
         "ttl_seconds": record.ttl_seconds,
         "is_cooling": record.is_cooling,
         "is_tracked": record.is_tracked,
+        "is_superseded": record.is_superseded,
     }
     return json.dumps(value, separators=(",", ":")).encode()
 
@@ -92,6 +93,7 @@ def decode_record(keys: Keys, key: str, value: bytes) -> effects.Record:
             ttl_seconds=float(fields["ttl_seconds"]),
             is_cooling=bool(fields["is_cooling"]),
             is_tracked=bool(fields["is_tracked"]),
+            is_superseded=bool(fields.get("is_superseded", False)),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.InvalidArgument(f"not a lease record: {key}", field="record") from error

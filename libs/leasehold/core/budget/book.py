@@ -173,6 +173,7 @@ class Book:
         held.state = leases.LeaseState.GHOST
         self.ghosts[(held.holder, held.incarnation)] = held
         self.count(held)
+        self.touch(held)
 
     def touch(self, held: Lease) -> None:
         """The record of a lease must be looked at."""
@@ -317,6 +318,7 @@ class Book:
             ttl_seconds=held.ttl_seconds if held is not None else self._stranded_ttl(key),
             is_cooling=held is None,
             is_tracked=held is None or held.is_tracked,
+            is_superseded=held is not None and held.state is leases.LeaseState.GHOST,
         )
 
     def _stranded_ttl(self, key: Key) -> float:

@@ -27,6 +27,8 @@ class Record:
     #: The lease is gone and its units only cool.
     is_cooling: bool = False
     is_tracked: bool = True
+    #: A newer incarnation of the holder has joined: this lease is nobody's present one.
+    is_superseded: bool = False
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -135,13 +135,13 @@ class BudgetMachine:
             end = now + record.ttl_seconds * leases.TTL_FACTOR
             book.strand(leases.strand_unknown(held, book.rules, end), now, ttl_seconds=record.ttl_seconds)
         else:
-            self._restore_lease(held)
+            self._restore_lease(held, is_superseded=record.is_superseded)
         book.restored(record)
         self.rebalancer.must_divide = True
 
-    def _restore_lease(self, held: Lease) -> None:
+    def _restore_lease(self, held: Lease, *, is_superseded: bool) -> None:
         rival = self.book.leases.get(held.holder)
-        if rival is not None and rival.lease_id > held.lease_id:
+        if is_superseded or (rival is not None and rival.lease_id > held.lease_id):
             self.book.ghost(held)
         else:
             if rival is not None:
