@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from leasehold.api.common.v1 import epoch_pb2 as leasehold_dot_api_dot_common_dot_v1_dot_epoch__pb2
+from leasehold.api.job.v1 import job_pb2 as leasehold_dot_api_dot_job_dot_v1_dot_job__pb2
 from leasehold.api.node.v1 import pool_pb2 as leasehold_dot_api_dot_node_dot_v1_dot_pool__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n leasehold/api/node/v1/node.proto\x12\x15leasehold.api.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#leasehold/api/common/v1/epoch.proto\x1a leasehold/api/node/v1/pool.proto\"3\n\rNodeResources\x12\x0c\n\x04\x63pus\x18\x01 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"\xa8\x02\n\x0cMemoryStatus\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x10\n\x08\x62ound_by\x18\x03 \x01(\t\x12\x15\n\rreserve_bytes\x18\x04 \x01(\x03\x12\x12\n\nused_ratio\x18\x05 \x01(\x01\x12\x18\n\x10swap_total_bytes\x18\x06 \x01(\x03\x12\x17\n\x0fswap_used_bytes\x18\x07 \x01(\x03\x12\"\n\x15pressure_some_percent\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\"\n\x15pressure_full_percent\x18\t \x01(\x01H\x01\x88\x01\x01\x42\x18\n\x16_pressure_some_percentB\x18\n\x16_pressure_full_percent\"\xc1\x02\n\nNodeStatus\x12\x33\n\x06memory\x18\x01 \x01(\x0b\x32#.leasehold.api.node.v1.MemoryStatus\x12\x14\n\x0cload_average\x18\x02 \x03(\x01\x12\x15\n\rload_per_core\x18\x03 \x01(\x01\x12\x13\n\x0bis_draining\x18\x04 \x01(\x08\x12\x30\n\x05pools\x18\x05 \x03(\x0b\x32!.leasehold.api.node.v1.PoolStatus\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x15\n\ragent_version\x18\x07 \x01(\t\x12/\n\x0c\x61gent_uptime\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61gent_rss_bytes\x18\t \x01(\x03\x12\x17\n\x0fshims_pss_bytes\x18\n \x01(\x03\"\xa0\x01\n\nLinkStatus\x12\x14\n\x0cis_connected\x18\x01 \x01(\x08\x12\x19\n\x11\x61llocator_address\x18\x02 \x01(\t\x12-\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x1e.leasehold.api.common.v1.Epoch\x12\x32\n\x0flast_answer_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdf\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12/\n\x05state\x18\x05 \x01(\x0e\x32 .leasehold.api.node.v1.NodeState\x12\x37\n\tresources\x18\x06 \x01(\x0b\x32$.leasehold.api.node.v1.NodeResources\x12\x37\n\x06labels\x18\x07 \x03(\x0b\x32\'.leasehold.api.node.v1.Node.LabelsEntry\x12\x31\n\rregister_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0flast_report_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03ttl\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x06status\x18\x0b \x01(\x0b\x32!.leasehold.api.node.v1.NodeStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x80\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x17\n\x13NODE_STATE_DRAINING\x10\x02\x12\x13\n\x0fNODE_STATE_LOST\x10\x03\x12\x13\n\x0fNODE_STATE_GONE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n leasehold/api/node/v1/node.proto\x12\x15leasehold.api.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#leasehold/api/common/v1/epoch.proto\x1a\x1eleasehold/api/job/v1/job.proto\x1a leasehold/api/node/v1/pool.proto\"3\n\rNodeResources\x12\x0c\n\x04\x63pus\x18\x01 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"\xa8\x02\n\x0cMemoryStatus\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x10\n\x08\x62ound_by\x18\x03 \x01(\t\x12\x15\n\rreserve_bytes\x18\x04 \x01(\x03\x12\x12\n\nused_ratio\x18\x05 \x01(\x01\x12\x18\n\x10swap_total_bytes\x18\x06 \x01(\x03\x12\x17\n\x0fswap_used_bytes\x18\x07 \x01(\x03\x12\"\n\x15pressure_some_percent\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\"\n\x15pressure_full_percent\x18\t \x01(\x01H\x01\x88\x01\x01\x42\x18\n\x16_pressure_some_percentB\x18\n\x16_pressure_full_percent\"\xd3\x01\n\x10JobAttemptStatus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x31\n\x05phase\x18\x03 \x01(\x0e\x32\".leasehold.api.job.v1.AttemptPhase\x12\x0c\n\x04\x63pus\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x03\x12\x12\n\nheld_bytes\x18\x06 \x01(\x03\x12\x19\n\x11is_limit_enforced\x18\x07 \x01(\x08\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x0b\n\x03log\x18\t \x01(\t\"\xf8\x02\n\nNodeStatus\x12\x33\n\x06memory\x18\x01 \x01(\x0b\x32#.leasehold.api.node.v1.MemoryStatus\x12\x14\n\x0cload_average\x18\x02 \x03(\x01\x12\x15\n\rload_per_core\x18\x03 \x01(\x01\x12\x13\n\x0bis_draining\x18\x04 \x01(\x08\x12\x30\n\x05pools\x18\x05 \x03(\x0b\x32!.leasehold.api.node.v1.PoolStatus\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x15\n\ragent_version\x18\x07 \x01(\t\x12/\n\x0c\x61gent_uptime\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61gent_rss_bytes\x18\t \x01(\x03\x12\x17\n\x0fshims_pss_bytes\x18\n \x01(\x03\x12\x35\n\x04jobs\x18\x0b \x03(\x0b\x32\'.leasehold.api.node.v1.JobAttemptStatus\"\xa0\x01\n\nLinkStatus\x12\x14\n\x0cis_connected\x18\x01 \x01(\x08\x12\x19\n\x11\x61llocator_address\x18\x02 \x01(\t\x12-\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x1e.leasehold.api.common.v1.Epoch\x12\x32\n\x0flast_answer_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdf\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12/\n\x05state\x18\x05 \x01(\x0e\x32 .leasehold.api.node.v1.NodeState\x12\x37\n\tresources\x18\x06 \x01(\x0b\x32$.leasehold.api.node.v1.NodeResources\x12\x37\n\x06labels\x18\x07 \x03(\x0b\x32\'.leasehold.api.node.v1.Node.LabelsEntry\x12\x31\n\rregister_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0flast_report_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03ttl\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x06status\x18\x0b \x01(\x0b\x32!.leasehold.api.node.v1.NodeStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x80\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x17\n\x13NODE_STATE_DRAINING\x10\x02\x12\x13\n\x0fNODE_STATE_LOST\x10\x03\x12\x13\n\x0fNODE_STATE_GONE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,18 +38,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE_LABELSENTRY']._loaded_options = None
   _globals['_NODE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NODESTATE']._serialized_start=1517
-  _globals['_NODESTATE']._serialized_end=1645
-  _globals['_NODERESOURCES']._serialized_start=195
-  _globals['_NODERESOURCES']._serialized_end=246
-  _globals['_MEMORYSTATUS']._serialized_start=249
-  _globals['_MEMORYSTATUS']._serialized_end=545
-  _globals['_NODESTATUS']._serialized_start=548
-  _globals['_NODESTATUS']._serialized_end=869
-  _globals['_LINKSTATUS']._serialized_start=872
-  _globals['_LINKSTATUS']._serialized_end=1032
-  _globals['_NODE']._serialized_start=1035
-  _globals['_NODE']._serialized_end=1514
-  _globals['_NODE_LABELSENTRY']._serialized_start=1469
-  _globals['_NODE_LABELSENTRY']._serialized_end=1514
+  _globals['_NODESTATE']._serialized_start=1818
+  _globals['_NODESTATE']._serialized_end=1946
+  _globals['_NODERESOURCES']._serialized_start=227
+  _globals['_NODERESOURCES']._serialized_end=278
+  _globals['_MEMORYSTATUS']._serialized_start=281
+  _globals['_MEMORYSTATUS']._serialized_end=577
+  _globals['_JOBATTEMPTSTATUS']._serialized_start=580
+  _globals['_JOBATTEMPTSTATUS']._serialized_end=791
+  _globals['_NODESTATUS']._serialized_start=794
+  _globals['_NODESTATUS']._serialized_end=1170
+  _globals['_LINKSTATUS']._serialized_start=1173
+  _globals['_LINKSTATUS']._serialized_end=1333
+  _globals['_NODE']._serialized_start=1336
+  _globals['_NODE']._serialized_end=1815
+  _globals['_NODE_LABELSENTRY']._serialized_start=1770
+  _globals['_NODE_LABELSENTRY']._serialized_end=1815
 # @@protoc_insertion_point(module_scope)

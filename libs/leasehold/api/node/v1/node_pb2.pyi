@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from leasehold.api.common.v1 import epoch_pb2 as _epoch_pb2
+from leasehold.api.job.v1 import job_pb2 as _job_pb2
 from leasehold.api.node.v1 import pool_pb2 as _pool_pb2
 import builtins as _builtins
 import sys
@@ -132,6 +133,55 @@ class MemoryStatus(_message.Message):
 Global___MemoryStatus: _TypeAlias = MemoryStatus  # noqa: Y015
 
 @_typing.final
+class JobAttemptStatus(_message.Message):
+    """An attempt of a job that a host runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
+    IS_LIMIT_ENFORCED_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    attempt: _builtins.int
+    phase: _job_pb2.AttemptPhase.ValueType
+    """SENT, STARTED, STOPPING; ENDED: its end is not committed yet."""
+    cpus: _builtins.int
+    memory_bytes: _builtins.int
+    held_bytes: _builtins.int
+    is_limit_enforced: _builtins.bool
+    """Whether the kernel keeps it to its memory; else the agent looks at it once a second."""
+    pid: _builtins.int
+    """Of its main process; 0: there is none."""
+    log: _builtins.str
+    """Name of its log, for ReadLogOrder."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        phase: _job_pb2.AttemptPhase.ValueType = ...,
+        cpus: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        held_bytes: _builtins.int = ...,
+        is_limit_enforced: _builtins.bool = ...,
+        pid: _builtins.int = ...,
+        log: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cpus", b"cpus", "held_bytes", b"held_bytes", "is_limit_enforced", b"is_limit_enforced", "job_id", b"job_id", "log", b"log", "memory_bytes", b"memory_bytes", "phase", b"phase", "pid", b"pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobAttemptStatus: _TypeAlias = JobAttemptStatus  # noqa: Y015
+
+@_typing.final
 class NodeStatus(_message.Message):
     """What an agent says of its host and itself."""
 
@@ -147,6 +197,7 @@ class NodeStatus(_message.Message):
     AGENT_UPTIME_FIELD_NUMBER: _builtins.int
     AGENT_RSS_BYTES_FIELD_NUMBER: _builtins.int
     SHIMS_PSS_BYTES_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
     load_per_core: _builtins.float
     """load_average[0] / cpus."""
     is_draining: _builtins.bool
@@ -170,6 +221,10 @@ class NodeStatus(_message.Message):
 
     @_builtins.property
     def agent_uptime(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttemptStatus]:
+        """In the order in which it heard of them."""
+
     def __init__(
         self,
         *,
@@ -183,10 +238,11 @@ class NodeStatus(_message.Message):
         agent_uptime: _duration_pb2.Duration | None = ...,
         agent_rss_bytes: _builtins.int = ...,
         shims_pss_bytes: _builtins.int = ...,
+        jobs: _abc.Iterable[Global___JobAttemptStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent_uptime", b"agent_uptime", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_rss_bytes", b"agent_rss_bytes", "agent_uptime", b"agent_uptime", "agent_version", b"agent_version", "is_draining", b"is_draining", "load_average", b"load_average", "load_per_core", b"load_per_core", "memory", b"memory", "pools", b"pools", "shims_pss_bytes", b"shims_pss_bytes", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_rss_bytes", b"agent_rss_bytes", "agent_uptime", b"agent_uptime", "agent_version", b"agent_version", "is_draining", b"is_draining", "jobs", b"jobs", "load_average", b"load_average", "load_per_core", b"load_per_core", "memory", b"memory", "pools", b"pools", "shims_pss_bytes", b"shims_pss_bytes", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from leasehold.api.common.v1 import epoch_pb2 as leasehold_dot_api_dot_common_dot_v1_dot_epoch__pb2
 from leasehold.api.common.v1 import process_pb2 as leasehold_dot_api_dot_common_dot_v1_dot_process__pb2
+from leasehold.api.job.v1 import attempt_pb2 as leasehold_dot_api_dot_job_dot_v1_dot_attempt__pb2
 from leasehold.api.node.v1 import node_pb2 as leasehold_dot_api_dot_node_dot_v1_dot_node__pb2
 from leasehold.api.node.v1 import order_pb2 as leasehold_dot_api_dot_node_dot_v1_dot_order__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(leasehold/api/node/v1/node_service.proto\x12\x15leasehold.api.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#leasehold/api/common/v1/epoch.proto\x1a%leasehold/api/common/v1/process.proto\x1a leasehold/api/node/v1/node.proto\x1a!leasehold/api/node/v1/order.proto\"\x9b\x02\n\x10NodeRegistration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12\x15\n\rpid_namespace\x18\x05 \x01(\x04\x12\x37\n\tresources\x18\x06 \x01(\x0b\x32$.leasehold.api.node.v1.NodeResources\x12\x43\n\x06labels\x18\x07 \x03(\x0b\x32\x33.leasehold.api.node.v1.NodeRegistration.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x10\x44\x65\x61thCertificate\x12\x39\n\x07process\x18\x01 \x01(\x0b\x32(.leasehold.api.common.v1.ProcessIdentity\"\x97\x02\n\x0fSyncNodeRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12=\n\x0cregistration\x18\x02 \x01(\x0b\x32\'.leasehold.api.node.v1.NodeRegistration\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.leasehold.api.node.v1.NodeStatus\x12\x33\n\x07results\x18\x04 \x03(\x0b\x32\".leasehold.api.node.v1.OrderResult\x12\x37\n\x06\x64\x65\x61ths\x18\x05 \x03(\x0b\x32\'.leasehold.api.node.v1.DeathCertificate\x12\x12\n\nis_leaving\x18\x06 \x01(\x08\"g\n\tNodeTerms\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0freport_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xaf\x02\n\x10SyncNodeResponse\x12-\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x1e.leasehold.api.common.v1.Epoch\x12\x19\n\x11\x61nswered_sequence\x18\x02 \x01(\x04\x12/\n\x05terms\x18\x03 \x01(\x0b\x32 .leasehold.api.node.v1.NodeTerms\x12,\n\x06orders\x18\x04 \x03(\x0b\x32\x1c.leasehold.api.node.v1.Order\x12\x37\n\x05watch\x18\x05 \x03(\x0b\x32(.leasehold.api.common.v1.ProcessIdentity\x12\x39\n\x07unwatch\x18\x06 \x03(\x0b\x32(.leasehold.api.common.v1.ProcessIdentity\"\xbe\x01\n\x11ReportNodeRequest\x12=\n\x0cregistration\x18\x01 \x01(\x0b\x32\'.leasehold.api.node.v1.NodeRegistration\x12\x31\n\x06status\x18\x02 \x01(\x0b\x32!.leasehold.api.node.v1.NodeStatus\x12\x37\n\x06\x64\x65\x61ths\x18\x03 \x03(\x0b\x32\'.leasehold.api.node.v1.DeathCertificate\"t\n\x12ReportNodeResponse\x12-\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x1e.leasehold.api.common.v1.Epoch\x12/\n\x05terms\x18\x02 \x01(\x0b\x32 .leasehold.api.node.v1.NodeTerms\"K\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08is_brief\x18\x03 \x01(\x08\"n\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.leasehold.api.node.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cis_mass_loss\x18\x03 \x01(\x08\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x0fGetNodeResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.leasehold.api.node.v1.Node\"!\n\x11WatchNodesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x12WatchNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.leasehold.api.node.v1.Node\x12\x0f\n\x07\x64\x65leted\x18\x02 \x03(\t\"!\n\x11\x44\x65leteNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteNodeResponse\"y\n\x10OrderNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12+\n\x05order\x18\x02 \x01(\x0b\x32\x1c.leasehold.api.node.v1.Order\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa1\x01\n\x11OrderNodeResponse\x12@\n\x07\x61nswers\x18\x01 \x03(\x0b\x32/.leasehold.api.node.v1.OrderNodeResponse.Answer\x1aJ\n\x06\x41nswer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32\".leasehold.api.node.v1.OrderResult\"J\n\x16\x46ollowWorkerLogRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x12\n\ntail_lines\x18\x03 \x01(\r\"I\n\x17\x46ollowWorkerLogResponse\x12.\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1f.leasehold.api.node.v1.LogChunk2\xca\x06\n\x0bNodeService\x12_\n\x08SyncNode\x12&.leasehold.api.node.v1.SyncNodeRequest\x1a\'.leasehold.api.node.v1.SyncNodeResponse(\x01\x30\x01\x12\x66\n\nReportNode\x12(.leasehold.api.node.v1.ReportNodeRequest\x1a).leasehold.api.node.v1.ReportNodeResponse\"\x03\x90\x02\x02\x12\x63\n\tListNodes\x12\'.leasehold.api.node.v1.ListNodesRequest\x1a(.leasehold.api.node.v1.ListNodesResponse\"\x03\x90\x02\x01\x12]\n\x07GetNode\x12%.leasehold.api.node.v1.GetNodeRequest\x1a&.leasehold.api.node.v1.GetNodeResponse\"\x03\x90\x02\x01\x12h\n\nWatchNodes\x12(.leasehold.api.node.v1.WatchNodesRequest\x1a).leasehold.api.node.v1.WatchNodesResponse\"\x03\x90\x02\x01\x30\x01\x12\x66\n\nDeleteNode\x12(.leasehold.api.node.v1.DeleteNodeRequest\x1a).leasehold.api.node.v1.DeleteNodeResponse\"\x03\x90\x02\x02\x12\x63\n\tOrderNode\x12\'.leasehold.api.node.v1.OrderNodeRequest\x1a(.leasehold.api.node.v1.OrderNodeResponse\"\x03\x90\x02\x02\x12w\n\x0f\x46ollowWorkerLog\x12-.leasehold.api.node.v1.FollowWorkerLogRequest\x1a..leasehold.api.node.v1.FollowWorkerLogResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(leasehold/api/node/v1/node_service.proto\x12\x15leasehold.api.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#leasehold/api/common/v1/epoch.proto\x1a%leasehold/api/common/v1/process.proto\x1a\"leasehold/api/job/v1/attempt.proto\x1a leasehold/api/node/v1/node.proto\x1a!leasehold/api/node/v1/order.proto\"\xef\x02\n\x10NodeRegistration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12\x15\n\rpid_namespace\x18\x05 \x01(\x04\x12\x37\n\tresources\x18\x06 \x01(\x0b\x32$.leasehold.api.node.v1.NodeResources\x12\x43\n\x06labels\x18\x07 \x03(\x0b\x32\x33.leasehold.api.node.v1.NodeRegistration.LabelsEntry\x12;\n\rjob_resources\x18\x08 \x01(\x0b\x32$.leasehold.api.node.v1.NodeResources\x12\x15\n\rjob_templates\x18\t \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x10\x44\x65\x61thCertificate\x12\x39\n\x07process\x18\x01 \x01(\x0b\x32(.leasehold.api.common.v1.ProcessIdentity\"\x85\x03\n\x0fSyncNodeRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12=\n\x0cregistration\x18\x02 \x01(\x0b\x32\'.leasehold.api.node.v1.NodeRegistration\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.leasehold.api.node.v1.NodeStatus\x12\x33\n\x07results\x18\x04 \x03(\x0b\x32\".leasehold.api.node.v1.OrderResult\x12\x37\n\x06\x64\x65\x61ths\x18\x05 \x03(\x0b\x32\'.leasehold.api.node.v1.DeathCertificate\x12\x12\n\nis_leaving\x18\x06 \x01(\x08\x12\x35\n\tinventory\x18\x07 \x01(\x0b\x32\".leasehold.api.job.v1.JobInventory\x12\x35\n\x08\x61ttempts\x18\x08 \x03(\x0b\x32#.leasehold.api.job.v1.AttemptReport\"g\n\tNodeTerms\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0freport_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xcb\x03\n\x10SyncNodeResponse\x12-\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x1e.leasehold.api.common.v1.Epoch\x12\x19\n\x11\x61nswered_sequence\x18\x02 \x01(\x04\x12/\n\x05terms\x18\x03 \x01(\x0b\x32 .leasehold.api.node.v1.NodeTerms\x12,\n\x06orders\x18\x04 \x03(\x0b\x32\x1c.leasehold.api.node.v1.Order\x12\x37\n\x05watch\x18\x05 \x03(\x0b\x32(.leasehold.api.common.v1.ProcessIdentity\x12\x39\n\x07unwatch\x18\x06 \x03(\x0b\x32(.leasehold.api.common.v1.ProcessIdentity\x12\x38\n\x0b\x61ssignments\x18\x07 \x03(\x0b\x32#.leasehold.api.job.v1.JobAssignment\x12.\n\x04stop\x18\x08 \x03(\x0b\x32 .leasehold.api.job.v1.AttemptRef\x12\x30\n\x06\x66orget\x18\t \x03(\x0b\x32 .leasehold.api.job.v1.AttemptRef\"\xbe\x01\n\x11ReportNodeRequest\x12=\n\x0cregistration\x18\x01 \x01(\x0b\x32\'.leasehold.api.node.v1.NodeRegistration\x12\x31\n\x06status\x18\x02 \x01(\x0b\x32!.leasehold.api.node.v1.NodeStatus\x12\x37\n\x06\x64\x65\x61ths\x18\x03 \x03(\x0b\x32\'.leasehold.api.node.v1.DeathCertificate\"t\n\x12ReportNodeResponse\x12-\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x1e.leasehold.api.common.v1.Epoch\x12/\n\x05terms\x18\x02 \x01(\x0b\x32 .leasehold.api.node.v1.NodeTerms\"K\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08is_brief\x18\x03 \x01(\x08\"n\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.leasehold.api.node.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cis_mass_loss\x18\x03 \x01(\x08\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x0fGetNodeResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.leasehold.api.node.v1.Node\"!\n\x11WatchNodesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x12WatchNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.leasehold.api.node.v1.Node\x12\x0f\n\x07\x64\x65leted\x18\x02 \x03(\t\"!\n\x11\x44\x65leteNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteNodeResponse\"y\n\x10OrderNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12+\n\x05order\x18\x02 \x01(\x0b\x32\x1c.leasehold.api.node.v1.Order\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa1\x01\n\x11OrderNodeResponse\x12@\n\x07\x61nswers\x18\x01 \x03(\x0b\x32/.leasehold.api.node.v1.OrderNodeResponse.Answer\x1aJ\n\x06\x41nswer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32\".leasehold.api.node.v1.OrderResult\"J\n\x16\x46ollowWorkerLogRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x12\n\ntail_lines\x18\x03 \x01(\r\"I\n\x17\x46ollowWorkerLogResponse\x12.\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1f.leasehold.api.node.v1.LogChunk2\xca\x06\n\x0bNodeService\x12_\n\x08SyncNode\x12&.leasehold.api.node.v1.SyncNodeRequest\x1a\'.leasehold.api.node.v1.SyncNodeResponse(\x01\x30\x01\x12\x66\n\nReportNode\x12(.leasehold.api.node.v1.ReportNodeRequest\x1a).leasehold.api.node.v1.ReportNodeResponse\"\x03\x90\x02\x02\x12\x63\n\tListNodes\x12\'.leasehold.api.node.v1.ListNodesRequest\x1a(.leasehold.api.node.v1.ListNodesResponse\"\x03\x90\x02\x01\x12]\n\x07GetNode\x12%.leasehold.api.node.v1.GetNodeRequest\x1a&.leasehold.api.node.v1.GetNodeResponse\"\x03\x90\x02\x01\x12h\n\nWatchNodes\x12(.leasehold.api.node.v1.WatchNodesRequest\x1a).leasehold.api.node.v1.WatchNodesResponse\"\x03\x90\x02\x01\x30\x01\x12\x66\n\nDeleteNode\x12(.leasehold.api.node.v1.DeleteNodeRequest\x1a).leasehold.api.node.v1.DeleteNodeResponse\"\x03\x90\x02\x02\x12\x63\n\tOrderNode\x12\'.leasehold.api.node.v1.OrderNodeRequest\x1a(.leasehold.api.node.v1.OrderNodeResponse\"\x03\x90\x02\x02\x12w\n\x0f\x46ollowWorkerLog\x12-.leasehold.api.node.v1.FollowWorkerLogRequest\x1a..leasehold.api.node.v1.FollowWorkerLogResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,48 +53,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODESERVICE'].methods_by_name['OrderNode']._serialized_options = b'\220\002\002'
   _globals['_NODESERVICE'].methods_by_name['FollowWorkerLog']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['FollowWorkerLog']._serialized_options = b'\220\002\001'
-  _globals['_NODEREGISTRATION']._serialized_start=245
-  _globals['_NODEREGISTRATION']._serialized_end=528
-  _globals['_NODEREGISTRATION_LABELSENTRY']._serialized_start=483
-  _globals['_NODEREGISTRATION_LABELSENTRY']._serialized_end=528
-  _globals['_DEATHCERTIFICATE']._serialized_start=530
-  _globals['_DEATHCERTIFICATE']._serialized_end=607
-  _globals['_SYNCNODEREQUEST']._serialized_start=610
-  _globals['_SYNCNODEREQUEST']._serialized_end=889
-  _globals['_NODETERMS']._serialized_start=891
-  _globals['_NODETERMS']._serialized_end=994
-  _globals['_SYNCNODERESPONSE']._serialized_start=997
-  _globals['_SYNCNODERESPONSE']._serialized_end=1300
-  _globals['_REPORTNODEREQUEST']._serialized_start=1303
-  _globals['_REPORTNODEREQUEST']._serialized_end=1493
-  _globals['_REPORTNODERESPONSE']._serialized_start=1495
-  _globals['_REPORTNODERESPONSE']._serialized_end=1611
-  _globals['_LISTNODESREQUEST']._serialized_start=1613
-  _globals['_LISTNODESREQUEST']._serialized_end=1688
-  _globals['_LISTNODESRESPONSE']._serialized_start=1690
-  _globals['_LISTNODESRESPONSE']._serialized_end=1800
-  _globals['_GETNODEREQUEST']._serialized_start=1802
-  _globals['_GETNODEREQUEST']._serialized_end=1832
-  _globals['_GETNODERESPONSE']._serialized_start=1834
-  _globals['_GETNODERESPONSE']._serialized_end=1894
-  _globals['_WATCHNODESREQUEST']._serialized_start=1896
-  _globals['_WATCHNODESREQUEST']._serialized_end=1929
-  _globals['_WATCHNODESRESPONSE']._serialized_start=1931
-  _globals['_WATCHNODESRESPONSE']._serialized_end=2012
-  _globals['_DELETENODEREQUEST']._serialized_start=2014
-  _globals['_DELETENODEREQUEST']._serialized_end=2047
-  _globals['_DELETENODERESPONSE']._serialized_start=2049
-  _globals['_DELETENODERESPONSE']._serialized_end=2069
-  _globals['_ORDERNODEREQUEST']._serialized_start=2071
-  _globals['_ORDERNODEREQUEST']._serialized_end=2192
-  _globals['_ORDERNODERESPONSE']._serialized_start=2195
-  _globals['_ORDERNODERESPONSE']._serialized_end=2356
-  _globals['_ORDERNODERESPONSE_ANSWER']._serialized_start=2282
-  _globals['_ORDERNODERESPONSE_ANSWER']._serialized_end=2356
-  _globals['_FOLLOWWORKERLOGREQUEST']._serialized_start=2358
-  _globals['_FOLLOWWORKERLOGREQUEST']._serialized_end=2432
-  _globals['_FOLLOWWORKERLOGRESPONSE']._serialized_start=2434
-  _globals['_FOLLOWWORKERLOGRESPONSE']._serialized_end=2507
-  _globals['_NODESERVICE']._serialized_start=2510
-  _globals['_NODESERVICE']._serialized_end=3352
+  _globals['_NODEREGISTRATION']._serialized_start=281
+  _globals['_NODEREGISTRATION']._serialized_end=648
+  _globals['_NODEREGISTRATION_LABELSENTRY']._serialized_start=603
+  _globals['_NODEREGISTRATION_LABELSENTRY']._serialized_end=648
+  _globals['_DEATHCERTIFICATE']._serialized_start=650
+  _globals['_DEATHCERTIFICATE']._serialized_end=727
+  _globals['_SYNCNODEREQUEST']._serialized_start=730
+  _globals['_SYNCNODEREQUEST']._serialized_end=1119
+  _globals['_NODETERMS']._serialized_start=1121
+  _globals['_NODETERMS']._serialized_end=1224
+  _globals['_SYNCNODERESPONSE']._serialized_start=1227
+  _globals['_SYNCNODERESPONSE']._serialized_end=1686
+  _globals['_REPORTNODEREQUEST']._serialized_start=1689
+  _globals['_REPORTNODEREQUEST']._serialized_end=1879
+  _globals['_REPORTNODERESPONSE']._serialized_start=1881
+  _globals['_REPORTNODERESPONSE']._serialized_end=1997
+  _globals['_LISTNODESREQUEST']._serialized_start=1999
+  _globals['_LISTNODESREQUEST']._serialized_end=2074
+  _globals['_LISTNODESRESPONSE']._serialized_start=2076
+  _globals['_LISTNODESRESPONSE']._serialized_end=2186
+  _globals['_GETNODEREQUEST']._serialized_start=2188
+  _globals['_GETNODEREQUEST']._serialized_end=2218
+  _globals['_GETNODERESPONSE']._serialized_start=2220
+  _globals['_GETNODERESPONSE']._serialized_end=2280
+  _globals['_WATCHNODESREQUEST']._serialized_start=2282
+  _globals['_WATCHNODESREQUEST']._serialized_end=2315
+  _globals['_WATCHNODESRESPONSE']._serialized_start=2317
+  _globals['_WATCHNODESRESPONSE']._serialized_end=2398
+  _globals['_DELETENODEREQUEST']._serialized_start=2400
+  _globals['_DELETENODEREQUEST']._serialized_end=2433
+  _globals['_DELETENODERESPONSE']._serialized_start=2435
+  _globals['_DELETENODERESPONSE']._serialized_end=2455
+  _globals['_ORDERNODEREQUEST']._serialized_start=2457
+  _globals['_ORDERNODEREQUEST']._serialized_end=2578
+  _globals['_ORDERNODERESPONSE']._serialized_start=2581
+  _globals['_ORDERNODERESPONSE']._serialized_end=2742
+  _globals['_ORDERNODERESPONSE_ANSWER']._serialized_start=2668
+  _globals['_ORDERNODERESPONSE_ANSWER']._serialized_end=2742
+  _globals['_FOLLOWWORKERLOGREQUEST']._serialized_start=2744
+  _globals['_FOLLOWWORKERLOGREQUEST']._serialized_end=2818
+  _globals['_FOLLOWWORKERLOGRESPONSE']._serialized_start=2820
+  _globals['_FOLLOWWORKERLOGRESPONSE']._serialized_end=2893
+  _globals['_NODESERVICE']._serialized_start=2896
+  _globals['_NODESERVICE']._serialized_end=3738
 # @@protoc_insertion_point(module_scope)

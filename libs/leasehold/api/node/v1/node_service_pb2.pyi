@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from leasehold.api.common.v1 import epoch_pb2 as _epoch_pb2
 from leasehold.api.common.v1 import process_pb2 as _process_pb2
+from leasehold.api.job.v1 import attempt_pb2 as _attempt_pb2
 from leasehold.api.node.v1 import node_pb2 as _node_pb2
 from leasehold.api.node.v1 import order_pb2 as _order_pb2
 import builtins as _builtins
@@ -54,6 +55,8 @@ class NodeRegistration(_message.Message):
     PID_NAMESPACE_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    JOB_RESOURCES_FIELD_NUMBER: _builtins.int
+    JOB_TEMPLATES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 63 of a-z, 0-9, '.', '-', beginning with a letter or digit."""
     node_id: _builtins.str
@@ -69,6 +72,14 @@ class NodeRegistration(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 32, keys and values of at most 63 characters."""
 
+    @_builtins.property
+    def job_resources(self) -> _node_pb2.NodeResources:
+        """What jobs may have of it together; nothing (0) where the host declares none."""
+
+    @_builtins.property
+    def job_templates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the job templates that the host declares. At most 64."""
+
     def __init__(
         self,
         *,
@@ -79,10 +90,12 @@ class NodeRegistration(_message.Message):
         pid_namespace: _builtins.int = ...,
         resources: _node_pb2.NodeResources | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        job_resources: _node_pb2.NodeResources | None = ...,
+        job_templates: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job_resources", b"job_resources", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "incarnation", b"incarnation", "labels", b"labels", "name", b"name", "node_id", b"node_id", "pid_namespace", b"pid_namespace", "resources", b"resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "incarnation", b"incarnation", "job_resources", b"job_resources", "job_templates", b"job_templates", "labels", b"labels", "name", b"name", "node_id", b"node_id", "pid_namespace", b"pid_namespace", "resources", b"resources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -120,6 +133,8 @@ class SyncNodeRequest(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     DEATHS_FIELD_NUMBER: _builtins.int
     IS_LEAVING_FIELD_NUMBER: _builtins.int
+    INVENTORY_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Grows by one with each message of a stream."""
     is_leaving: _builtins.bool
@@ -136,6 +151,14 @@ class SyncNodeRequest(_message.Message):
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_order_pb2.OrderResult]: ...
     @_builtins.property
     def deaths(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeathCertificate]: ...
+    @_builtins.property
+    def inventory(self) -> _attempt_pb2.JobInventory:
+        """First message of an agent that runs jobs: every attempt that its state folder knows."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.AttemptReport]:
+        """Attempts that changed since. At most 1000."""
+
     def __init__(
         self,
         *,
@@ -145,10 +168,12 @@ class SyncNodeRequest(_message.Message):
         results: _abc.Iterable[_order_pb2.OrderResult] | None = ...,
         deaths: _abc.Iterable[Global___DeathCertificate] | None = ...,
         is_leaving: _builtins.bool = ...,
+        inventory: _attempt_pb2.JobInventory | None = ...,
+        attempts: _abc.Iterable[_attempt_pb2.AttemptReport] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "registration", b"registration", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deaths", b"deaths", "is_leaving", b"is_leaving", "registration", b"registration", "results", b"results", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "deaths", b"deaths", "inventory", b"inventory", "is_leaving", b"is_leaving", "registration", b"registration", "results", b"results", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,6 +215,9 @@ class SyncNodeResponse(_message.Message):
     ORDERS_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
     UNWATCH_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    FORGET_FIELD_NUMBER: _builtins.int
     answered_sequence: _builtins.int
     """Sequence of the newest message that was taken."""
     @_builtins.property
@@ -208,6 +236,18 @@ class SyncNodeResponse(_message.Message):
 
     @_builtins.property
     def unwatch(self) -> _containers.RepeatedCompositeFieldContainer[_process_pb2.ProcessIdentity]: ...
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.JobAssignment]:
+        """Attempts to be run. One that the agent knows already is passed over."""
+
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.AttemptRef]:
+        """Attempts to be ended by their stop contract; one that has not started never does."""
+
+    @_builtins.property
+    def forget(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.AttemptRef]:
+        """Ends that are committed: the agent may forget them."""
+
     def __init__(
         self,
         *,
@@ -217,10 +257,13 @@ class SyncNodeResponse(_message.Message):
         orders: _abc.Iterable[_order_pb2.Order] | None = ...,
         watch: _abc.Iterable[_process_pb2.ProcessIdentity] | None = ...,
         unwatch: _abc.Iterable[_process_pb2.ProcessIdentity] | None = ...,
+        assignments: _abc.Iterable[_attempt_pb2.JobAssignment] | None = ...,
+        stop: _abc.Iterable[_attempt_pb2.AttemptRef] | None = ...,
+        forget: _abc.Iterable[_attempt_pb2.AttemptRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_sequence", b"answered_sequence", "epoch", b"epoch", "orders", b"orders", "terms", b"terms", "unwatch", b"unwatch", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_sequence", b"answered_sequence", "assignments", b"assignments", "epoch", b"epoch", "forget", b"forget", "orders", b"orders", "stop", b"stop", "terms", b"terms", "unwatch", b"unwatch", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
