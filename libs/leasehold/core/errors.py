@@ -10,12 +10,15 @@ once set it stays. ``rpc/errors.py`` maps each class to one gRPC status.
      +-- NotFound               no such thing
      +-- AlreadyExists
      +-- FailedPrecondition     the state does not allow it
+     |    +-- RefusedTogether    all of a request was to be taken, or none
      |    +-- ForeignEtcdCluster
      +-- StaleEpoch             another leader has taken over
      +-- VersionConflict        the version that was to be replaced was overtaken
      +-- Superseded             a newer incarnation of the holder has joined
      +-- NodeSuperseded         a newer agent of the node has registered
+ +-- AllocationLapsed       the allocation was given up: its work must stop
      +-- ResourceExhausted      over a budget or a bound; `retry_after_seconds` tells when
+ |    +-- NotPlaced          no node had room in time
      +-- Unavailable            a part is away; trying again may help
      |    +-- NotLeader         `leader_address` tells who is
      |    +-- EtcdUnavailable
@@ -77,10 +80,22 @@ class AlreadyExists(LeaseholdError):
     reason = "ALREADY_EXISTS"
 
 
+class RequestIdReused(AlreadyExists):
+    """This request id was used for another request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
 class FailedPrecondition(LeaseholdError):
     """The present state does not allow this."""
 
     reason = "FAILED_PRECONDITION"
+
+
+class RefusedTogether(FailedPrecondition):
+    """Another part of the same request was refused, and all of it was to be taken or none."""
+
+    reason = "ALL_OR_NONE"
 
 
 class ForeignEtcdCluster(FailedPrecondition):
@@ -116,10 +131,22 @@ class NodeSuperseded(LeaseholdError):
     reason = "NODE_SUPERSEDED"
 
 
+class AllocationLapsed(LeaseholdError):
+    """The allocation was given up; whatever runs under it must stop."""
+
+    reason = "ALLOCATION_LAPSED"
+
+
 class ResourceExhausted(LeaseholdError):
     """Over a budget or a bound."""
 
     reason = "RESOURCE_EXHAUSTED"
+
+
+class NotPlaced(ResourceExhausted):
+    """No node had room in time; nothing is held."""
+
+    reason = "NOT_PLACED"
 
 
 class Unavailable(LeaseholdError):

@@ -32,6 +32,7 @@ CODES: Final[Mapping[type[errors.LeaseholdError], grpc.StatusCode]] = {
     # Not ABORTED: that invites a retry, and a superseded holder must not come back by itself.
     errors.Superseded: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NodeSuperseded: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AllocationLapsed: grpc.StatusCode.ABORTED,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,

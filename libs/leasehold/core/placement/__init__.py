@@ -1,0 +1,1 @@
+"""Which job goes where, and when: fit, order, reservations, explanations."""
