@@ -42,7 +42,14 @@ class Database:
     `deadline_seconds` bounds one transaction, the wait for a connection (at most half of it) included.
     """
 
-    def __init__(self, dsn: str, *, deadline_seconds: float = 2.0, connections_max: int = 8) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        deadline_seconds: float = 2.0,
+        connections_max: int = 8,
+        application_name: str = "",
+    ) -> None:
         self._deadline_seconds = deadline_seconds
         self._last_connect_failure = ""
         self._is_open = False
@@ -53,7 +60,12 @@ class Database:
                 "autocommit": True,
                 "row_factory": rows.dict_row,
                 "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
-                "fallback_application_name": "leasehold",
+                # One that is given tells others whose sessions these are; else the user's own wins.
+                **(
+                    {"application_name": application_name}
+                    if application_name
+                    else {"fallback_application_name": "leasehold"}
+                ),
             },
             min_size=1,
             max_size=connections_max,

@@ -1,0 +1,285 @@
+"""One batch of the ledger, as statements of one transaction; each kind of change is one statement.
+
+Their order is that of `changes.Batch`. Every statement tells which of its changes found what they expected, by
+number; the others changed nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from leasehold.core import epoch as epochs
+from leasehold.core.job import changes, model
+from leasehold.postgres import database, job_rows, queries, rowmap, writes
+
+_SQL = queries.load("job_flush.sql")
+
+_Verdicts = tuple[changes.Verdict, ...]
+
+
+async def flush(
+    cursor: database.Cursor, epoch: epochs.Epoch, batch: changes.Batch
+) -> changes.BatchResult | None:
+    """Do a batch in the cursor's transaction; what came of it. None: another epoch has the fence."""
+    await cursor.execute(_SQL["take_fence"], {**rowmap.epoch_columns(epoch), "batch_id": batch.batch_id})
+    fence = await cursor.fetchone()
+    if fence is None:
+        return None
+    flush_seq: int = fence["flush_seq"]
+    over = await _lock(cursor, batch)
+    ends = await _end(cursor, epoch, batch.ends, flush_seq)
+    cancels = await _cancel(cursor, epoch, batch.cancels)
+    queues = [await _change_queue(cursor, epoch, change) for change in batch.queues]
+    capacities = await _put_capacities(cursor, batch.capacities)
+    kept, refused = await _keep(cursor, batch.answers)
+    submits = await _submit(cursor, batch.submits, refused)
+    allocations = await _allocate(cursor, epoch, batch.allocations, flush_seq)
+    changed = sorted({change.node for change in batch.capacities} | over)
+    if changed:
+        await cursor.execute(_SQL["log_capacities"], {"nodes": changed, "flush_seq": flush_seq})
+    return changes.BatchResult(
+        flush_seq=flush_seq,
+        time_seconds=fence["time_seconds"],
+        ends=ends,
+        cancels=cancels,
+        queues=tuple(queues),
+        capacities=capacities,
+        submits=submits,
+        allocations=allocations,
+        kept_before=kept,
+    )
+
+
+async def release_ended(cursor: database.Cursor, epoch: epochs.Epoch) -> int | None:
+    """Release live rows of jobs that have ended; how many. None: another epoch has the fence."""
+    await cursor.execute(_SQL["live_of_ended"])
+    if not await cursor.fetchall():
+        return 0
+    await cursor.execute(_SQL["advance_fence"], rowmap.epoch_columns(epoch))
+    fence = await cursor.fetchone()
+    if fence is None:
+        return None
+    # Read again under the fence: the flusher may have released some meanwhile.
+    await cursor.execute(_SQL["live_of_ended"])
+    told = "its job has ended, and its row was left live: by a statement by hand"
+    ends = tuple(
+        changes.EndAttempt(
+            ref=model.AttemptRef(row["job_id"], row["attempt"]),
+            outcome=model.Outcome(cause=model.EndCause.FORCED, detail=told),
+            next_state=model.JobState.FAILED,
+            is_failure=False,
+            actor="leasehold",
+        )
+        for row in await cursor.fetchall()
+    )
+    over = await _lock(cursor, changes.Batch(batch_id="-", ends=ends))
+    released = await _end(cursor, epoch, ends, fence["flush_seq"])
+    if over:
+        await cursor.execute(_SQL["log_capacities"], {"nodes": sorted(over), "flush_seq": fence["flush_seq"]})
+    return released.count(changes.Verdict.APPLIED)
+
+
+async def kept_answers(
+    cursor: database.Cursor, keys: Sequence[changes.RequestKey]
+) -> dict[changes.RequestKey, changes.KeepAnswer]:
+    """First answers under these keys."""
+    if not keys:
+        return {}
+    await cursor.execute(_SQL["kept_answers"], _key_columns(keys))
+    found = [job_rows.kept_answer(row) for row in await cursor.fetchall()]
+    return {kept.key: kept for kept in found}
+
+
+def _key_columns(keys: Sequence[changes.RequestKey]) -> dict[str, list[Any]]:
+    return {
+        "principals": [key.principal for key in keys],
+        "request_ids": [key.request_id for key in keys],
+        "chunks": [key.chunk for key in keys],
+    }
+
+
+def _verdicts(count: int, applied: Sequence[int]) -> _Verdicts:
+    """Of changes numbered from 1, those in `applied` were done."""
+    found = [changes.Verdict.STALE] * count
+    for number in applied:
+        found[number - 1] = changes.Verdict.APPLIED
+    return tuple(found)
+
+
+async def _numbers(cursor: database.Cursor) -> list[int]:
+    return [row["number"] for row in await cursor.fetchall()]
+
+
+async def _lock(cursor: database.Cursor, batch: changes.Batch) -> set[str]:
+    """Lock the nodes that the batch touches; those whose gated total falls as jobs release."""
+    nodes = {change.node for change in batch.capacities} | {change.node for change in batch.allocations}
+    ends = [change.ref.job_id for change in batch.ends]
+    if not nodes and not ends:
+        return set()
+    await cursor.execute(_SQL["lock_nodes"], {"nodes": sorted(nodes), "job_ids": ends})
+    found = await cursor.fetchall()
+    return {row["node"] for row in found if row["is_over"]} if ends else set()
+
+
+async def _end(
+    cursor: database.Cursor, epoch: epochs.Epoch, ends: Sequence[changes.EndAttempt], flush_seq: int
+) -> _Verdicts:
+    if not ends:
+        return ()
+    await cursor.execute(
+        _SQL["end_attempts"],
+        {
+            "flush_seq": flush_seq,
+            "job_ids": [end.ref.job_id for end in ends],
+            "attempts": [end.ref.attempt for end in ends],
+            "outcomes": [job_rows.encoded(job_rows.outcome_document(end.outcome)) for end in ends],
+            "states": [end.next_state.value for end in ends],
+            "are_failures": [end.is_failure for end in ends],
+            "not_befores": [end.not_before_seconds for end in ends],
+        },
+    )
+    verdicts = _verdicts(len(ends), await _numbers(cursor))
+    for end, verdict in zip(ends, verdicts, strict=True):
+        if end.actor and verdict is changes.Verdict.APPLIED:
+            await writes.note_change(
+                cursor,
+                epoch,
+                method="ForceReleaseAllocation",
+                target=f"job/{end.ref.job_id}",
+                actor=end.actor,
+                cause=end.outcome.detail,
+                before={"attempt": end.ref.attempt, "released": False},
+                after={"attempt": end.ref.attempt, "released": True, "state": end.next_state.value},
+            )
+    return verdicts
+
+
+async def _cancel(cursor: database.Cursor, epoch: epochs.Epoch, cancels: Sequence[changes.Cancel]) -> _Verdicts:
+    if not cancels:
+        return ()
+    await cursor.execute(_SQL["cancel_jobs"], {"job_ids": [cancel.job_id for cancel in cancels]})
+    verdicts = _verdicts(len(cancels), await _numbers(cursor))
+    for cancel, verdict in zip(cancels, verdicts, strict=True):
+        if verdict is changes.Verdict.APPLIED:
+            await writes.note_change(
+                cursor,
+                epoch,
+                method="CancelJob",
+                target=f"job/{cancel.job_id}",
+                actor=cancel.actor,
+                cause="",
+                before=None,
+                after={"is_cancel_requested": True},
+            )
+    return verdicts
+
+
+async def _change_queue(
+    cursor: database.Cursor, epoch: epochs.Epoch, change: changes.PutQueue | changes.DeleteQueue
+) -> changes.Verdict:
+    if isinstance(change, changes.PutQueue):
+        queue = change.queue
+        columns = {
+            "name": queue.name,
+            "nominal_cpus": queue.nominal_cpus,
+            "nominal_memory_bytes": queue.nominal_memory_bytes,
+        }
+        await cursor.execute(_SQL["put_queue"], columns)
+        method, name, after = "PutQueue", queue.name, {**columns}
+    else:
+        await cursor.execute(_SQL["delete_queue"], {"name": change.name})
+        if not cursor.rowcount:
+            return changes.Verdict.STALE
+        method, name, after = "DeleteQueue", change.name, {"is_deleted": True}
+    await writes.note_change(
+        cursor,
+        epoch,
+        method=method,
+        target=f"queue/{name}",
+        actor=change.actor,
+        cause="",
+        before=None,
+        after=after,
+    )
+    return changes.Verdict.APPLIED
+
+
+async def _put_capacities(cursor: database.Cursor, capacities: Sequence[changes.SetCapacity]) -> _Verdicts:
+    if not capacities:
+        return ()
+    await cursor.execute(
+        _SQL["put_capacities"],
+        {
+            "nodes": [change.node for change in capacities],
+            "boot_ids": [change.boot_id for change in capacities],
+            "cpus": [change.declared.cpus for change in capacities],
+            "memory_bytes": [change.declared.memory_bytes for change in capacities],
+        },
+    )
+    return (changes.Verdict.APPLIED,) * len(capacities)
+
+
+async def _keep(
+    cursor: database.Cursor, answers: Sequence[changes.KeepAnswer]
+) -> tuple[dict[changes.RequestKey, changes.KeepAnswer], frozenset[str]]:
+    """Keep first answers; those that were kept before, and the jobs of requests that are repeats."""
+    kept = await kept_answers(cursor, [answer.key for answer in answers])
+    fresh = [answer for answer in answers if answer.key not in kept]
+    if fresh:
+        await cursor.execute(
+            _SQL["keep_answers"],
+            {
+                **_key_columns([answer.key for answer in fresh]),
+                "payloads": [answer.payload_sha256 for answer in fresh],
+                "answers": [job_rows.encoded(answer.answer) for answer in fresh],
+            },
+        )
+    return kept, frozenset(job_id for answer in answers if answer.key in kept for job_id in answer.job_ids)
+
+
+async def _submit(
+    cursor: database.Cursor, submits: Sequence[changes.Submit], refused: frozenset[str]
+) -> _Verdicts:
+    jobs = [submit.job for submit in submits if submit.job.job_id not in refused]
+    if not jobs:
+        return (changes.Verdict.STALE,) * len(submits)
+    await cursor.execute(
+        _SQL["submit_jobs"],
+        {
+            "job_ids": [job.job_id for job in jobs],
+            "names": [job.spec.name for job in jobs],
+            "queues": [job.spec.queue for job in jobs],
+            "priorities": [job.spec.priority for job in jobs],
+            "cpus": [job.spec.required.cpus for job in jobs],
+            "memory_bytes": [job.spec.required.memory_bytes for job in jobs],
+            "specs": [job_rows.encoded(job_rows.spec_document(job.spec)) for job in jobs],
+            "principals": [job.principal for job in jobs],
+            "submit_times": [job.submit_time_seconds for job in jobs],
+        },
+    )
+    inserted = {row["job_id"] for row in await cursor.fetchall()}
+    return tuple(
+        changes.Verdict.APPLIED if submit.job.job_id in inserted else changes.Verdict.STALE
+        for submit in submits
+    )
+
+
+async def _allocate(
+    cursor: database.Cursor, epoch: epochs.Epoch, allocations: Sequence[changes.Allocate], flush_seq: int
+) -> _Verdicts:
+    if not allocations:
+        return ()
+    await cursor.execute(
+        _SQL["allocate"],
+        {
+            "flush_seq": flush_seq,
+            "epoch": epoch.encode(),
+            "job_ids": [each.ref.job_id for each in allocations],
+            "attempts": [each.ref.attempt for each in allocations],
+            "nodes": [each.node for each in allocations],
+            "boot_ids": [each.boot_id for each in allocations],
+            "queues": [each.queue for each in allocations],
+            "cpus": [each.held.cpus for each in allocations],
+            "memory_bytes": [each.held.memory_bytes for each in allocations],
+        },
+    )
+    return _verdicts(len(allocations), await _numbers(cursor))

@@ -1,0 +1,147 @@
+"""Between rows of jobs and allocations and the core's values."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from leasehold.core import errors
+from leasehold.core.job import changes, model
+from leasehold.core.placement import model as placement
+from leasehold.postgres import database
+
+
+def spec_document(spec: model.JobSpec) -> dict[str, Any]:
+    """What has no column of its own; plain JSON, defaults left out."""
+    document: dict[str, Any] = {
+        "node_selector": dict(spec.node_selector),
+        "template": spec.template,
+        "parameters": dict(spec.parameters),
+        "max_run_seconds": spec.max_run_seconds,
+        "wait_for_capacity": spec.wait_for_capacity,
+    }
+    kept = {name: value for name, value in document.items() if value}
+    if spec.retry != model.RetryPolicy():
+        kept["retry"] = {
+            "max_attempts": spec.retry.max_attempts,
+            "initial_backoff_seconds": spec.retry.initial_backoff_seconds,
+            "max_backoff_seconds": spec.retry.max_backoff_seconds,
+        }
+    if spec.on_lost is not model.OnLost.AFTER_PROOF:
+        kept["on_lost"] = spec.on_lost.value
+    if spec.spreading is not placement.Spreading.PACK:
+        kept["spreading"] = spec.spreading.value
+    return kept
+
+
+def outcome_document(outcome: model.Outcome) -> dict[str, Any]:
+    """Plain JSON."""
+    return {
+        "cause": outcome.cause.value,
+        "exit_code": outcome.exit_code,
+        "signal": outcome.signal,
+        "detail": outcome.detail.replace("\0", "\ufffd"),
+    }
+
+
+def encoded(document: Mapping[str, Any]) -> str:
+    """JSON that Postgres can store: without a NUL, which its text cannot hold."""
+    return json.dumps(document, separators=(",", ":"))
+
+
+def job(row: database.Row) -> model.JobRecord:
+    """A job, with its row in the ledger if it has one.
+
+    Raises `LeaseholdError` if it cannot be read by this version of Leasehold.
+    """
+    try:
+        return model.JobRecord(
+            job_id=row["job_id"],
+            spec=_spec(row),
+            state=model.JobState(row["state"]),
+            attempt=row["attempt"],
+            failures=row["failures"],
+            principal=row["principal"],
+            submit_time_seconds=row["submit_time"],
+            start_time_seconds=row["start_time"],
+            end_time_seconds=row["end_time"],
+            not_before_seconds=row["not_before_time"],
+            is_cancel_requested=row["is_cancel_requested"],
+            outcome=None if row["outcome"] is None else _outcome(row["outcome"]),
+            allocation=None if row["row_attempt"] is None else allocation(row),
+        )
+    except (errors.InvalidArgument, KeyError, TypeError, ValueError) as error:
+        raise errors.LeaseholdError(
+            f"job {row['job_id']} in Postgres cannot be read by this version of Leasehold: {error}",
+            metadata={"job_id": row["job_id"]},
+        ) from error
+
+
+def _spec(row: database.Row) -> model.JobSpec:
+    kept: dict[str, Any] = dict(row["spec"])
+    if "retry" in kept:
+        kept["retry"] = model.RetryPolicy(**kept["retry"])
+    if "on_lost" in kept:
+        kept["on_lost"] = model.OnLost(kept["on_lost"])
+    if "spreading" in kept:
+        kept["spreading"] = placement.Spreading(kept["spreading"])
+    return model.JobSpec(
+        name=row["name"],
+        queue=row["queue"],
+        priority=row["priority"],
+        required=placement.Resources(row["required_cpus"], row["required_memory_bytes"]),
+        **kept,
+    )
+
+
+def _outcome(document: Mapping[str, Any]) -> model.Outcome:
+    return model.Outcome(
+        cause=model.EndCause(document["cause"]),
+        exit_code=document.get("exit_code"),
+        signal=document.get("signal", 0),
+        detail=document.get("detail", ""),
+    )
+
+
+def allocation(row: database.Row) -> model.AllocationRecord:
+    """A row of the ledger."""
+    return model.AllocationRecord(
+        ref=model.AttemptRef(row["job_id"], row["row_attempt"]),
+        node=row["node"],
+        boot_id=row["boot_id"],
+        held=placement.Resources(row["allocated_cpus"], row["allocated_memory_bytes"]),
+        queue=row["row_queue"],
+        alloc_seq=row["alloc_seq"],
+        release_seq=row["release_seq"] or 0,
+        allocate_time_seconds=row["allocated_time"],
+        release_time_seconds=row["released_time"],
+    )
+
+
+def queue(row: database.Row) -> placement.Queue:
+    """A queue."""
+    return placement.Queue(
+        name=row["name"],
+        nominal_cpus=row["nominal_cpus"],
+        nominal_memory_bytes=row["nominal_memory_bytes"],
+    )
+
+
+def capacity(row: database.Row) -> changes.Capacity:
+    """What a node has."""
+    return changes.Capacity(
+        node=row["node"],
+        boot_id=row["boot_id"],
+        declared=placement.Resources(row["declared_cpus"], row["declared_memory_bytes"]),
+        gated=placement.Resources(row["gated_cpus"], row["gated_memory_bytes"]),
+        used=placement.Resources(row["used_cpus"], row["used_memory_bytes"]),
+    )
+
+
+def kept_answer(row: database.Row) -> changes.KeepAnswer:
+    """A first answer that was kept."""
+    return changes.KeepAnswer(
+        key=changes.RequestKey(row["principal"], row["request_id"], row["chunk"]),
+        payload_sha256=bytes(row["payload_sha256"]),
+        answer=row["answer"],
+        job_ids=(),
+    )
