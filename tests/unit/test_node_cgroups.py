@@ -58,7 +58,21 @@ def test_the_memory_controller_is_handed_on_to_the_workers(root: Path) -> None:
     found = cgroup_v2.at(root, make=make)
 
     assert (found.kind, found.detail) == (cgroups.CgroupKind.V2, str(root))
-    assert (root / "cgroup.subtree_control").read_text().startswith("+memory")
+    assert (root / "cgroup.subtree_control").read_text() == "+memory +cpu"
+
+
+def test_processors_are_granted_by_quota_and_weight_where_the_controller_is_there(root: Path) -> None:
+    cgroup = created(root)
+    assert not cgroup.set_cpus(3)
+
+    for name in ("cpu.max", "cpu.weight"):
+        (cgroup.path / name).write_text("")
+    assert cgroup.set_cpus(3)
+
+    assert (cgroup.path / "cpu.max").read_text() == "300000 100000"
+    assert (cgroup.path / "cpu.weight").read_text() == "300"
+    assert cgroup.set_cpus(0)
+    assert (cgroup.path / "cpu.max").read_text() == "300000 100000"
 
 
 def test_a_worker_has_its_limit_a_brake_before_it_and_an_oom_killer_that_takes_one_process(root: Path) -> None:

@@ -280,6 +280,9 @@ def test_a_cgroup_tells_better_than_its_processes(tmp_path: Path) -> None:
     class Told(cgroup_folder.CgroupFolder):
         kind = cgroup_folder.CgroupKind.V2
 
+        def set_cpus(self, cpus: int) -> bool:
+            return False
+
         def held_bytes(self) -> int | None:
             return 77
 

@@ -227,7 +227,7 @@ class Surveyor:
             worker_id=folder.worker_id,
             name=name,
             pool=pool,
-            number=int(name.partition("@")[0].rpartition("_")[2]),
+            number=int(name.partition("@")[0].replace("-", "_").rpartition("_")[2]),
             start_number=0,
             argv=argv,
             limit_bytes=0,

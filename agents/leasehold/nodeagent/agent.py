@@ -7,6 +7,7 @@ about memory or workers but that of carrying them out.
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import random
 import time
@@ -27,6 +28,7 @@ from leasehold.core.node import (
 from leasehold.core.node import worker_records as records
 from leasehold.nodeagent import cgroups as cgroups_module
 from leasehold.nodeagent import config as configs
+from leasehold.nodeagent import jobs as job_drivers
 from leasehold.nodeagent import memory, messages, pools, state, worker_values
 from leasehold.nodeagent import processes as process_sets
 from leasehold.observe import logs
@@ -79,6 +81,9 @@ class Agent:
         self.processes = process_sets.Processes(
             folder, cgroups, node=config.node, on_started=self._started, on_ended=self._ended
         )
+        self.jobs = job_drivers.Jobs(config, folder, cgroups, clock=clock, changed=lambda: self._jobs_changed())
+        #: Jobs do not outlive this agent when it ends its workers at once.
+        self.ends_jobs = False
         self._chance = chance
         self._gate = start_gate.StartGate(config.host.start_spacing_seconds)
         self.governor = self._new_governor()
@@ -114,6 +119,7 @@ class Agent:
         self._let_go_of_orphans(now)
         if self.governor.is_draining:
             self._begin_drain(now)
+        self.jobs.adopt()
         self.settle(now)
         return adopted
 
@@ -134,6 +140,7 @@ class Agent:
         for pool in self.pools.values():
             pool.close()
         self.processes.close()
+        self.jobs.close()
 
     def tick(self) -> None:
         """Do what is due."""
@@ -143,6 +150,8 @@ class Agent:
         self.governor.tick(now)
         for pool in self.pools.values():
             pool.machine.tick(now)
+        if now >= self.jobs.machine.next_deadline():
+            self.jobs.tick()
         if now >= self._next_housekeeping_at:
             self._next_housekeeping_at = now + HOUSEKEEPING_SECONDS
             self._keep_house()
@@ -151,6 +160,7 @@ class Agent:
     def next_deadline(self) -> float:
         """When `tick` is due."""
         times = [self._next_sample_at, self._next_housekeeping_at, self.governor.next_deadline()]
+        times.append(self.jobs.machine.next_deadline())
         times += [pool.machine.next_deadline() for pool in self.pools.values()]
         return min(times)
 
@@ -168,7 +178,7 @@ class Agent:
         for pool in self.pools.values():
             workers[pool.name] = self._look_at(now, pool, held)
         self.held = held
-        total = sum(each.bytes for each in held.values())
+        total = sum(each.bytes for each in held.values()) + self.jobs.sample()
         try:
             self.sample = self._memory.sample(
                 held_bytes=total, budget_bytes=self.config.host.memory_budget_bytes
@@ -176,8 +186,9 @@ class Agent:
         except errors.Unavailable as error:
             _log.error("memory_unread", message=error.message)
             return
+        promised = dataclasses.replace(self.sample, promised_bytes=self.jobs.machine.promised_bytes)
         self.governor.sample(
-            now, self.sample, {name: found for name, found in workers.items() if not self._is_orphan(name)}
+            now, promised, {name: found for name, found in workers.items() if not self._is_orphan(name)}
         )
         self.settle(now)
         if now >= self._next_check_at:
@@ -237,6 +248,11 @@ class Agent:
         self._next_sample_at = min(self._next_sample_at, now)
         self.settle(now)
         self._ended_event.set()
+
+    def _jobs_changed(self) -> None:
+        self._wake.set()
+        self._ended_event.set()
+        self.changed()
 
     # Effects
 
@@ -331,6 +347,8 @@ class Agent:
         now = self.clock()
         for each in self._chosen(pool):
             each.machine.stop_all(now, is_immediate=is_immediate, why=why)
+        if self.ends_jobs and is_immediate and pool is None:
+            self.jobs.stop_all(why)
         self.settle(now)
 
     def kill_all(self, why: str) -> None:
@@ -340,6 +358,8 @@ class Agent:
             for view in each.machine.workers(self.clock()):
                 if view.state in model.ALIVE_STATES:
                     self.processes.kill_all(view.worker_id)
+        if self.ends_jobs:
+            self.jobs.kill_all()
 
     def end_starts(self) -> None:
         """No worker is started any more: the agent is about to end."""
@@ -370,8 +390,9 @@ class Agent:
         found += [text for source in self.problem_sources if (text := source())]
         found += [
             f"a record that could not be read was moved to {each.path}: {each.why}; {each.outcome}"
-            for each in self.processes.quarantined
+            for each in (*self.processes.quarantined, *self.jobs.processes.quarantined)
         ]
+        found += self.jobs.problems(self.sample)
         return found
 
     def shims_pss_bytes(self) -> int:
@@ -387,9 +408,13 @@ class Agent:
         """Workers whose processes live, or may."""
         return sum(pool.machine.count(*model.ALIVE_STATES) for pool in self.pools.values())
 
+    def unended_count(self) -> int:
+        """What this agent has to see off before it ends: its workers, and its jobs where they go with it."""
+        return self.alive_count() + (self.jobs.machine.alive_count if self.ends_jobs else 0)
+
     async def wait_ended(self, deadline: float) -> bool:
-        """Wait until no worker lives; False if `deadline` came first."""
-        while self.alive_count():
+        """Wait until nothing is left to be seen off; False if `deadline` came first."""
+        while self.unended_count():
             left = deadline - self.clock()
             if left <= 0:
                 return False
@@ -409,7 +434,7 @@ class Agent:
     def reconfigure(self, config: configs.Config) -> None:
         """Take over another configuration: pools, templates and settings. Workers that run go on."""
         now = self.clock()
-        self.config = config
+        self.config = self.jobs.config = config
         self._gate.spacing_seconds = config.host.start_spacing_seconds
         declared = {pool.spec.name: pool for pool in config.pools}
         for name, pool in declared.items():
@@ -476,6 +501,7 @@ class Agent:
         if self.modes_problem:
             self._save_modes()
         self.processes.rotate_logs()
+        self.jobs.keep_house()
         for name in [name for name in self.pools if self._is_orphan(name)]:
             if not self.pools[name].machine.workers(self.clock()):
                 del self.pools[name]

@@ -40,6 +40,10 @@ class WorkerCgroup(Protocol):
         """Set or change the limit; 0: none. Raises `FailedPrecondition` if the kernel refuses."""
         ...
 
+    def set_cpus(self, cpus: int) -> bool:
+        """Grant so many processors and no more; 0: all. False where it cannot be enforced here."""
+        ...
+
     def oom_kills(self) -> int:
         """How many of its processes the OOM killer has ended; 0 if that cannot be read."""
         ...

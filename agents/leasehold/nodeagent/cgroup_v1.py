@@ -22,6 +22,10 @@ class V1Cgroup(cgroup_folder.CgroupFolder):
         """``memory.limit_in_bytes``."""
         self.write("memory.limit_in_bytes", limit_bytes if limit_bytes > 0 else _UNLIMITED)
 
+    def set_cpus(self, cpus: int) -> bool:
+        """False: processors are another hierarchy's."""
+        return cpus == 0
+
     def oom_kills(self) -> int:
         """From ``memory.oom_control``."""
         return self.counter("memory.oom_control", "oom_kill") or 0

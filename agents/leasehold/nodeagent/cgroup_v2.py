@@ -15,6 +15,11 @@ from leasehold.nodeagent.cgroup_folder import CgroupKind
 #: From so much of the limit on, the kernel reclaims and slows down the worker before it kills.
 HIGH_FRACTION = 0.95
 
+_CPU_PERIOD_US = 100_000
+#: Of one processor: what the kernel gives to each cgroup by default.
+_CPU_WEIGHT = 100
+_CPU_WEIGHT_MAX = 10_000
+
 #: What of a cgroup's kernel memory is not reclaimed, where the kernel has no sum of it (before 5.18).
 _KERNEL_PARTS = ("slab_unreclaimable", "kernel_stack", "pagetables", "sec_pagetables", "percpu")
 
@@ -39,6 +44,17 @@ class V2Cgroup(cgroup_folder.CgroupFolder):
             self.write("memory.high", "max")
             self.write("memory.max", "max")
         self.write("memory.oom.group", 0)
+
+    def set_cpus(self, cpus: int) -> bool:
+        """``cpu.max`` and, for what is beyond all quotas, ``cpu.weight``; False without the cpu controller."""
+        if cpus == 0:
+            return True
+        try:
+            self.write("cpu.max", f"{cpus * _CPU_PERIOD_US} {_CPU_PERIOD_US}")
+            self.write("cpu.weight", min(_CPU_WEIGHT_MAX, cpus * _CPU_WEIGHT))
+        except errors.FailedPrecondition:
+            return False
+        return True
 
     def oom_kills(self) -> int:
         """From ``memory.events``."""
@@ -97,16 +113,27 @@ def at(root: Path, *, make: Callable[[Path], None] = os.mkdir) -> cgroup_folder.
         return cgroup_folder.NoCgroups(f"{root} is no cgroup")
     if "memory" not in controllers:
         return cgroup_folder.NoCgroups(f"{root} does not have the memory controller delegated to it")
-    if "memory" not in (_words(root / "cgroup.subtree_control") or ()):
-        try:
-            cgroup_folder.write_file(root / "cgroup.subtree_control", "+memory")
-        except errors.FailedPrecondition as error:
-            return cgroup_folder.NoCgroups(
-                f"{error.message} (it must be delegated, and hold no process itself)"
-            )
+    try:
+        _hand_on(root, controllers)
+    except errors.FailedPrecondition as error:
+        return cgroup_folder.NoCgroups(f"{error.message} (it must be delegated, and hold no process itself)")
     if not os.access(root, os.W_OK):
         return cgroup_folder.NoCgroups(f"{root} cannot be written")
     return V2Cgroups(root, make=make)
+
+
+def _hand_on(root: Path, controllers: list[str]) -> None:
+    """Give memory and, where it can be had, cpu to the cgroups below. Raises `FailedPrecondition`."""
+    control = root / "cgroup.subtree_control"
+    given = _words(control) or ()
+    wanted = [name for name in ("memory", "cpu") if name in controllers and name not in given]
+    if not wanted:
+        return
+    try:
+        cgroup_folder.write_file(control, " ".join(f"+{name}" for name in wanted))
+    except errors.FailedPrecondition:
+        if "memory" in wanted:  # all or nothing: processors may be what was refused
+            cgroup_folder.write_file(control, "+memory")
 
 
 def _words(path: Path) -> list[str] | None:

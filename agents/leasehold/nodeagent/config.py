@@ -20,7 +20,7 @@ from typing import Final
 
 from leasehold.core import errors
 from leasehold.core.node import model, settings
-from leasehold.nodeagent import documents, dotenv, names, templates, worker_values
+from leasehold.nodeagent import documents, dotenv, job_settings, names, templates, worker_values
 from leasehold.observe import logs as observe_logs
 from leasehold.rpc import addresses, tls
 from leasehold.runtime import agent_paths, strict_yaml
@@ -75,6 +75,8 @@ class Config:
     log_level: str
     host: settings.HostSettings
     pools: tuple[Pool, ...]
+    jobs: job_settings.JobSettings
+    job_templates: Mapping[str, templates.Template]
     #: What workers inherit: the environment, over the `.env` files.
     environment: Mapping[str, str]
     #: Where each setting came from, for people.
@@ -240,6 +242,7 @@ def _build(
     own_templates = templates.read_templates(document)
     known = {**templates.builtin(), **own_templates}
     pools = _pools(document, known, sizing, base)
+    jobs, for_jobs = job_settings.read_settings(document), job_settings.read_templates(document)
     files.extend(pool.env_file for pool in pools if pool.env_file is not None)
     labels = _labels(document)
     document.end()
@@ -260,6 +263,8 @@ def _build(
         log_level=_choice(found, "LEASEHOLD_LOG_LEVEL", "info", observe_logs.LEVELS),
         host=sizing.host,
         pools=pools,
+        jobs=jobs,
+        job_templates=MappingProxyType(dict(for_jobs)),
         environment=MappingProxyType(dict(inherited)),
         origins=MappingProxyType({name: value.where for name, value in merged.items()}),
         files=tuple(files),

@@ -81,7 +81,7 @@ class Ending:
             if self.stage is not stage:
                 continue  # a harder one was asked for
             if stage is Stage.KILL:
-                _log.error("workers_do_not_end", workers=self._host.alive_count())
+                _log.error("workers_do_not_end", workers=self._host.unended_count())
                 return
             self.ask(Stage(stage + 1), f"the time for {stage.name.lower()} is over")
 
@@ -111,5 +111,9 @@ class Ending:
 
     def _immediate_seconds(self) -> float:
         contracts = [pool.machine.spec.stop for pool in self._host.pools.values()]
-        longest = max((contract.deadline_seconds(is_immediate=True) for contract in contracts), default=0.0)
+        times = [contract.deadline_seconds(is_immediate=True) for contract in contracts]
+        if self._host.ends_jobs:
+            lives = self._host.jobs.machine.lives()
+            times += [life.stop.deadline_seconds() for life in lives if life.is_alive]
+        longest = max(times, default=0.0)
         return longest + MARGIN_SECONDS

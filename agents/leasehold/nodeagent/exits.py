@@ -93,4 +93,5 @@ def _exit(record: ExitRecord, cause: ExitCause, detail: str) -> model.WorkerExit
         signal=record.signal,
         detail=detail,
         end_time_seconds=record.end_time_seconds,
+        is_timed_out=record.is_timed_out,
     )

@@ -5,7 +5,7 @@ import os
 from typing import Final
 
 from leasehold.core import errors
-from leasehold.core.node import model
+from leasehold.core.node import job_life, model
 from leasehold.nodeagent import agent, cgroups, endings, state
 from leasehold.nodeagent import config as configs
 
@@ -33,6 +33,7 @@ async def end(config: configs.Config) -> list[str]:
 
 
 async def _end(host: agent.Agent) -> list[str]:
+    host.ends_jobs = True
     host.end_starts()
     host.adopt()
     names = [
@@ -41,6 +42,7 @@ async def _end(host: agent.Agent) -> list[str]:
         for view in pool.machine.workers(host.clock())
         if view.state in model.ALIVE_STATES
     ]
+    names += [job_life.name_of(life.ref) for life in host.jobs.machine.lives() if life.is_alive]
     ending = endings.Ending(host)
     ending.ask(endings.Stage.IMMEDIATE, "nobody looks after these workers any more")
     driver = asyncio.create_task(host.run())
@@ -52,6 +54,6 @@ async def _end(host: agent.Agent) -> list[str]:
     finally:
         driver.cancel()
         await asyncio.gather(driver, return_exceptions=True)
-    if host.alive_count():
-        raise errors.DeadlineExceeded(f"{host.alive_count()} workers of {host.folder.path} do not end")
+    if host.unended_count():
+        raise errors.DeadlineExceeded(f"{host.unended_count()} workers of {host.folder.path} do not end")
     return names

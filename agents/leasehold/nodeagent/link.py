@@ -17,8 +17,9 @@ import grpc
 from leasehold.api.node.v1 import node_pb2, node_service_pb2_grpc, order_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.core import errors, processes
+from leasehold.core.placement import model as placement
 from leasehold.nodeagent import agent as agents
-from leasehold.nodeagent import node_record, orders, status
+from leasehold.nodeagent import job_wire, node_record, orders, status
 from leasehold.observe import logs
 from leasehold.rpc import channel as channels
 from leasehold.rpc import common_codec, node_codec, tls, wire_values
@@ -38,6 +39,7 @@ LEAVE_SECONDS: Final = 1.0
 
 _HINTS_MAX: Final = 3
 _WORD_MAX: Final = 200
+_ATTEMPTS_MAX: Final = 1000
 #: And bytes of results in one: a log's chunk has 1 MiB, gRPC takes 4.
 _RESULTS_BYTES_MAX: Final = 2 << 20
 _REFUSALS: Final = (
@@ -50,6 +52,8 @@ _REFUSALS: Final = (
 _log = logs.get_logger(__name__)
 
 _Call = Any
+#: What the registration tells of jobs.
+_Declaration = tuple[placement.Resources, tuple[str, ...]]
 
 
 class Link:
@@ -84,6 +88,7 @@ class Link:
         self._report_seconds = REPORT_SECONDS
         self._ttl_seconds = 0.0
         self._told_revision = -1
+        self._told_declaration: _Declaration | None = None
         self._is_leaving = False
         #: Number of the message that told so; 0: none yet.
         self._leaving_number = 0
@@ -104,7 +109,7 @@ class Link:
 
     def poke(self) -> None:
         """Something changed."""
-        if self._host.revision != self._told_revision:
+        if self._host.revision != self._told_revision or self._host.jobs.machine.has_news:
             self._wake.set()
 
     async def leave(self) -> None:
@@ -249,14 +254,23 @@ class Link:
         return (
             self._is_leaving
             or self._host.revision != self._told_revision
+            or self._host.jobs.machine.has_news
+            or self._told_declaration != _declaration(self._host)
             or any(number == 0 for number, _ in self._results)
             or any(number == 0 for number in self._deaths.values())
         )
 
     def _message(self, sequence: int) -> wire.SyncNodeRequest:
         message = wire.SyncNodeRequest(sequence=sequence, is_leaving=self._is_leaving)
+        jobs = self._host.jobs.machine
         if sequence == 1:
             message.registration.CopyFrom(registration(self._host, self._record))
+            self._told_declaration = _declaration(self._host)
+            message.inventory.attempts.extend(job_wire.encode_report(each) for each in jobs.inventory())
+            message.inventory.SetInParent()
+        elif self._told_declaration != _declaration(self._host):
+            raise errors.Unavailable("what this host declares for jobs has changed: it registers anew")
+        message.attempts.extend(job_wire.encode_report(each) for each in jobs.take_changed(_ATTEMPTS_MAX))
         self._told_revision = self._host.revision
         message.status.CopyFrom(status.node_status(self._host))
         room = _RESULTS_BYTES_MAX
@@ -296,10 +310,22 @@ class Link:
                 task = asyncio.create_task(self._carry_out(order), name=f"order-{order.order_id}")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            self._hear_of_jobs(response)
             for message in response.unwatch:
                 self._unwatch(common_codec.decode_process(message))
             for message in response.watch:
                 self._watch_for(common_codec.decode_process(message))
+
+    def _hear_of_jobs(self, response: wire.SyncNodeResponse) -> None:
+        """In this order: one that is to be run and to be stopped is stopped."""
+        jobs = self._host.jobs
+        # One that is about to end begins nothing; its successor is told the same again.
+        if response.assignments and not self._host.is_ending:
+            jobs.assign(job_wire.decode_assignments(response.assignments))
+        if response.stop:
+            jobs.stop(job_wire.decode_refs(response.stop))
+        if response.forget:
+            jobs.forget(job_wire.decode_refs(response.forget))
 
     def _answered(self, sequence: int) -> None:
         self._results = [(number, result) for number, result in self._results if not 0 < number <= sequence]
@@ -381,7 +407,7 @@ async def _core_errors() -> Any:
 def registration(host: agents.Agent, record: node_record.NodeRecord) -> wire.NodeRegistration:
     """Who this node is."""
     total = host.sample.total_bytes if host.sample is not None else 0
-    return wire.NodeRegistration(
+    message = wire.NodeRegistration(
         name=host.config.node,
         node_id=record.node_id,
         incarnation=record.incarnation,
@@ -389,7 +415,16 @@ def registration(host: agents.Agent, record: node_record.NodeRecord) -> wire.Nod
         pid_namespace=identity.pid_namespace(),
         resources=node_pb2.NodeResources(cpus=os.cpu_count() or 1, memory_bytes=total),
         labels=host.config.labels,
+        job_templates=sorted(host.config.job_templates),
     )
+    cpus, memory_bytes = host.config.jobs.total
+    if host.config.jobs.is_running_jobs:
+        message.job_resources.CopyFrom(node_pb2.NodeResources(cpus=cpus, memory_bytes=memory_bytes))
+    return message
+
+
+def _declaration(host: agents.Agent) -> "_Declaration":
+    return host.config.jobs.total, tuple(sorted(host.config.job_templates))
 
 
 def _epoch_text(response: wire.SyncNodeResponse) -> str:

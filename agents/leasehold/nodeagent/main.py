@@ -65,6 +65,7 @@ class _Process:
             self._record = node_record.NodeRecord(self._folder)
             self._record.begin()
             self._host = agent.Agent(self._config, self._folder, cgroups.detect(self._config.workers_cgroup))
+            self._host.ends_jobs = self._is_ephemeral
             self._ending = endings.Ending(self._host)
             # From here on a signal is obeyed, also in the midst of the start.
             with self._handled_signals():

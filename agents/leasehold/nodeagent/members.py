@@ -198,13 +198,19 @@ class Session:
         ]
 
 
-def kill_all(marks: Marks, session: Session | None, spared: Iterable[int]) -> bool:
-    """SIGKILL every process of the worker but `spared`; blocks up to 0.4 s. Whether none is left."""
+def kill_all(
+    marks: Marks, session: Session | None, spared: Iterable[int], *, is_thorough: bool = False
+) -> bool:
+    """SIGKILL every process of the worker but `spared`; blocks up to 0.4 s. Whether none is left.
+
+    `is_thorough`: those too that only hold its lock, which costs a look at every descriptor of the host.
+    """
+    is_on = marks.is_on_thoroughly if is_thorough else marks.is_on
     kept = {os.getpid(), *spared}
     for _ in range(_KILL_ROUNDS):
         stats = [stat for stat in all_stats() if stat.pid not in kept and not stat.is_dead]
         in_session = set() if session is None else {stat.pid for stat in session.members(stats)}
-        found = [stat for stat in stats if stat.pid in in_session or marks.is_on(stat)]
+        found = [stat for stat in stats if stat.pid in in_session or is_on(stat)]
         if not found:
             return True
         for stat in found:

@@ -68,6 +68,12 @@ OTHERS: Final = frozenset(
         "LEASEHOLD_WORKER_NAME",
         "LEASEHOLD_POOL",
         "LEASEHOLD_RUN_DIR",
+        "LEASEHOLD_MAX_RUN_SECONDS",
+        "LEASEHOLD_KILL_GRACE_SECONDS",
+        "LEASEHOLD_JOB_ID",
+        "LEASEHOLD_JOB_ATTEMPT",
+        "LEASEHOLD_JOB_CPUS",
+        "LEASEHOLD_JOB_MEMORY_BYTES",
         # Demo and development.
         "LEASEHOLD_DEMO_LEDGER",
         "LEASEHOLD_CACHE_DIR",

@@ -19,7 +19,7 @@ from typing import Final
 from google.protobuf import message as protobuf_message
 from leasehold.api.node.v1 import order_pb2
 from leasehold.core import errors
-from leasehold.core.node import model, worker_records
+from leasehold.core.node import job_life, model, worker_records
 from leasehold.nodeagent import agent as agents
 from leasehold.nodeagent import logs as worker_logs
 from leasehold.nodeagent import node_record, pools, status
@@ -215,7 +215,9 @@ class Orders:
         """A piece of a worker's log. Raises `InvalidArgument`, `NotFound`."""
         name = model.checked_worker_name(order.worker)
         wait = wire_values.decode_seconds(order.wait, "wait") if order.HasField("wait") else 0.0
-        chunk = await self._host.processes.logs.read(
+        is_of_job = job_life.ref_of(name) is not None
+        processes = self._host.jobs.processes if is_of_job else self._host.processes
+        chunk = await processes.logs.read(
             name,
             cursor=order.cursor,
             tail_lines=order.tail_lines,
@@ -227,7 +229,7 @@ class Orders:
 
     def is_alive(self, worker: str) -> bool:
         """Whether a worker of this name lives, or may."""
-        return bool(self._life_of(worker))
+        return self._host.jobs.is_alive(worker) or bool(self._life_of(worker))
 
     # Whom it concerns
 

@@ -12,7 +12,7 @@ from leasehold.nodeagent import config, depth, dotenv, preflight, service_manage
 from leasehold.observe import logs
 
 #: Of the agent's own environment, not handed to workers: they would take them for theirs.
-_NOT_FOR_WORKERS: Final = frozenset(
+NOT_FOR_WORKERS: Final = frozenset(
     {
         *service_manager.VARIABLES,
         "LEASEHOLD_AGENT_CONFIG",
@@ -95,7 +95,7 @@ class Pool:
         Raises `InvalidArgument` if a file of it cannot be read.
         """
         declared = self._declared()
-        env = {name: value for name, value in base.items() if name not in _NOT_FOR_WORKERS}
+        env = {name: value for name, value in base.items() if name not in NOT_FOR_WORKERS}
         env.update({name: templates.fill(text, known) for name, text in declared.template.env.items()})
         if declared.env_file is not None:
             values = dotenv.read(declared.env_file)

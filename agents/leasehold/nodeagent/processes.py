@@ -33,7 +33,7 @@ from leasehold.nodeagent import (
     worker_values,
 )
 from leasehold.nodeagent.tracked import Tracked, key
-from leasehold.nodeagent.worker_folder import WorkerFolder
+from leasehold.nodeagent.worker_folder import Intent, WorkerFolder
 from leasehold.observe import logs as observe_logs
 from leasehold.runtime import identity as identities
 
@@ -134,16 +134,19 @@ class Processes:
         until_seconds: float,
         contract: model.StopContract,
         is_replaced: bool = False,
+        why: str = "",
     ) -> bool:
         """Carry out a step of the stop contract; False if there is nobody to signal any more.
 
-        `step` of `contract`, `until_seconds` (of the loop's clock) and `is_replaced` are kept for the next one.
+        `step` of `contract`, `until_seconds` (of the loop's clock), `is_replaced` and `why` are kept for the
+        next one.
         Raises `InvalidArgument` if there is no such signal.
         """
         number = _signal_number(name)
         worker = self._workers.get(worker_id)
         if worker is None or worker.process is None or worker.is_over:
             return False
+        worker.stop_why = why or worker.stop_why
         remaining = until_seconds - self._loop.time()
         # Before, for a signal that nobody knows of makes an ordered end a crash; after, for one that was only
         # meant to be sent ends nobody.
@@ -152,7 +155,7 @@ class Processes:
         self._note_stop(worker, contract, step, remaining, is_replaced)
         return is_there
 
-    def kill_all(self, worker_id: str) -> None:
+    def kill_all(self, worker_id: str, *, why: str = "") -> None:
         """SIGKILL every process of the worker, its shim excepted. One that is gone is no error.
 
         Of one that has not started yet the shim is killed, so that it never does.
@@ -161,6 +164,7 @@ class Processes:
         if worker is None or worker.is_over:
             return
         worker.is_killed = True
+        worker.stop_why = why or worker.stop_why
         target = worker.process or worker.shim
         if target is None:
             return  # it is being spawned, and killed as soon as that is done
@@ -171,6 +175,31 @@ class Processes:
             worker.cgroup.kill()
         spared = () if worker.shim is None else (worker.shim.pid,)
         self._executor.submit(members.kill_all, worker.marks, worker.session, spared)
+
+    def intent(self, worker_id: str) -> Intent | None:
+        """What was to be started; None if there is no such worker."""
+        worker = self._workers.get(worker_id)
+        return None if worker is None else worker.intent
+
+    def clearing(self, worker_id: str) -> Callable[[], bool]:
+        """Ends what a worker that is over left: for a thread, again and again until it returns True."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return lambda: True
+        shim, cgroup, marks, session = worker.shim, worker.cgroup, worker.marks, worker.session
+        folder = worker.folder
+
+        def clear() -> bool:
+            if shim is not None and watching.lives(shim):
+                return False  # it does that itself, and may be killed only when its time is over
+            if cgroup is not None and cgroup.pids():
+                cgroup.kill()
+                return False
+            if not members.kill_all(marks, session, (), is_thorough=folder.is_locked()):
+                return False
+            return not folder.is_locked()  # by one that cannot be seen from here, it may still be
+
+        return clear
 
     def keep_exit(self, worker_id: str, worker_exit: model.WorkerExit) -> None:
         """Keep how it ended, for the next agent. Failures are only logged."""
@@ -364,6 +393,7 @@ class Processes:
         worker = Tracked(intent, folder, activity.RunFolder(folder.run), is_adopted=True)
         worker.process, worker.shim = found.process, found.shim
         worker.oom_kills_told = found.oom_kills_told
+        worker.stop_why = "" if found.stopping is None else found.stopping.why
         worker.cgroup = None if intent.cgroup is None else cgroups.reopened(intent.cgroup, intent.worker_id)
         self._workers[intent.worker_id] = worker
         if found.exit is not None:
@@ -423,6 +453,7 @@ class Processes:
                 remaining_seconds=remaining,
                 is_replaced=is_replaced,
                 is_sent=is_sent,
+                why=worker.stop_why,
             )
         except errors.LeaseholdError as error:
             _log.warning("stop_not_noted", worker=worker.intent.name, why=error.message)

@@ -12,6 +12,9 @@ replaced while it runs, and there is one of it for each worker. Its environment 
 - Descriptor 4 is a pipe to the agent: a line is written once it is known whether the program runs. An agent
   that is gone is no error.
 
+Where LEASEHOLD_MAX_RUN_SECONDS is in the environment, the worker's main process gets SIGTERM after so long, and
+SIGKILL after LEASEHOLD_KILL_GRACE_SECONDS more, whether an agent runs or not.
+
 In order: the worker's process waits at a gate; ``shim.json`` tells who it is; the gate opens and it executes
 the program. If the shim is killed before, the gate breaks and nothing was started. When the worker's main
 process has ended, its exit is written; then the rest of its session, of its cgroup and of its descendants is
@@ -275,6 +278,26 @@ def sweep(main_pid: int, cgroup: str) -> None:
         time.sleep(_SWEEP_PAUSE_SECONDS)
 
 
+def limit_run(pid: int) -> list[int]:
+    """End the unreaped child `pid` when its time is over. What is returned is empty until that has begun."""
+    sent: list[int] = []
+    seconds = os.environ.get("LEASEHOLD_MAX_RUN_SECONDS", "")
+    grace = float(os.environ.get("LEASEHOLD_KILL_GRACE_SECONDS") or 10.0)
+
+    def is_due(*_: object) -> None:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+            return  # it ended in time, and that is about to be seen
+        number = _signal.SIGKILL if sent else _signal.SIGTERM
+        sent.append(number)
+        os.kill(pid, number)
+        _signal.setitimer(_signal.ITIMER_REAL, grace)
+
+    if seconds:
+        _signal.signal(_signal.SIGALRM, is_due)
+        _signal.setitimer(_signal.ITIMER_REAL, max(0.001, float(seconds)))
+    return sent
+
+
 def tell_agent() -> None:
     """One line into the pipe, which is closed then."""
     try:
@@ -285,7 +308,13 @@ def tell_agent() -> None:
 
 
 def exit_document(
-    code: int | None, number: int, cgroup: str, host_before: int | None, failure: Failure | None
+    code: int | None,
+    number: int,
+    cgroup: str,
+    host_before: int | None,
+    failure: Failure | None,
+    *,
+    is_timed_out: bool = False,
 ) -> bytes:
     """What the record `exit` holds."""
     host_after = counter(read_small("/proc/vmstat"), b"oom_kill")
@@ -303,6 +332,7 @@ def exit_document(
             ("failed_stage", stage),
             ("failed_errno", error_number),
             ("failed_text", error_text),
+            ("timed_out", int(is_timed_out)),
         )
     )
 
@@ -333,12 +363,15 @@ def main(arguments: list[str]) -> None:
         tell_agent()
         return
     tell_agent()
+    timed_out = limit_run(pid)
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert ended is not None
+    _signal.setitimer(_signal.ITIMER_REAL, 0.0)
     is_by_itself = ended.si_code == os.CLD_EXITED
     code = ended.si_status if is_by_itself else None
     number = 0 if is_by_itself else ended.si_status
-    write_record(exit_record, folder, exit_document(code, number, cgroup, host_before, None))
+    told = exit_document(code, number, cgroup, host_before, None, is_timed_out=bool(timed_out))
+    write_record(exit_record, folder, told)
     sweep(pid, cgroup)
     os.waitpid(pid, 0)
 

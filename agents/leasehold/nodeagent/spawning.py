@@ -46,13 +46,23 @@ def planned(spec: worker_values.StartSpec) -> Intent:
         cgroup=None,
         stop=spec.stop,
         log=spec.log,
+        cpus=spec.cpus,
+        max_run_seconds=spec.max_run_seconds,
     )
 
 
 def worker_environment(spec: worker_values.StartSpec, node: str, run: Path) -> dict[str, str]:
     """The worker's environment: the one that is given, and who it is."""
+    # An agent may run within a job itself: that one's limit is not its workers'.
+    limits = dict.fromkeys(("LEASEHOLD_MAX_RUN_SECONDS", "LEASEHOLD_KILL_GRACE_SECONDS"), "")
+    if spec.max_run_seconds is not None:
+        limits = {
+            "LEASEHOLD_MAX_RUN_SECONDS": repr(spec.max_run_seconds),
+            "LEASEHOLD_KILL_GRACE_SECONDS": repr(spec.kill_grace_seconds),
+        }
     return {
-        **spec.env,
+        **{name: value for name, value in spec.env.items() if name not in limits},
+        **{name: value for name, value in limits.items() if value},
         "LEASEHOLD_WORKER_ID": spec.worker_id,
         "LEASEHOLD_WORKER_NAME": spec.name,
         "LEASEHOLD_POOL": spec.pool,
@@ -87,6 +97,7 @@ def spawn(
             cgroup = cgroups.create(spec.worker_id, spec.limit_bytes)
             if cgroup is not None:
                 on_failure.callback(cgroup.remove)
+                cgroup.set_cpus(spec.cpus)
             with records.told(f"the shim of {spec.name} cannot be started"):
                 pid, ready = _spawn_shim(
                     [

@@ -8,10 +8,10 @@ from typing import Final
 
 from google.protobuf import timestamp_pb2
 from leasehold.api.node.v1 import node_pb2, order_pb2, pool_pb2, worker_pb2
-from leasehold.core.node import model, worker_records
+from leasehold.core.node import job_life, model, worker_records
 from leasehold.nodeagent import agent as agents
-from leasehold.nodeagent import memory, pools, worker_values
-from leasehold.rpc import common_codec, wire_values
+from leasehold.nodeagent import job_records, memory, pools, worker_values
+from leasehold.rpc import common_codec, job_codec, wire_values
 
 MEMORY_WARNING_RATIO: Final = 0.8
 
@@ -61,7 +61,26 @@ def node_status(host: agents.Agent) -> node_pb2.NodeStatus:
         agent_uptime=wire_values.encode_seconds(max(0.0, host.clock() - host.started_at)),
         agent_rss_bytes=memory.own_rss_bytes(),
         shims_pss_bytes=host.shims_pss_bytes(),
+        jobs=[job_status(host, life) for life in host.jobs.machine.lives()],
     )
+
+
+def job_status(host: agents.Agent, life: job_life.AttemptLife) -> node_pb2.JobAttemptStatus:
+    """One attempt of a job."""
+    process = host.jobs.processes.status(job_records.worker_id(life.ref))
+    message = node_pb2.JobAttemptStatus(
+        job_id=life.ref.job_id,
+        attempt=life.ref.attempt,
+        phase=job_codec.encode_phase(life.phase),
+        cpus=life.held.cpus,
+        memory_bytes=life.held.memory_bytes,
+        held_bytes=life.memory_held_bytes,
+        log=job_life.name_of(life.ref),
+    )
+    if process is not None and life.is_alive:
+        message.is_limit_enforced = process.is_limit_enforced
+        message.pid = 0 if process.process is None else process.process.pid
+    return message
 
 
 def memory_status(host: agents.Agent) -> node_pb2.MemoryStatus:

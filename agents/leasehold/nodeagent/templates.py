@@ -239,11 +239,11 @@ def contract(stop: Stop | None, values: Values) -> model.StopContract:
 # Reading
 
 
-def read_template(name: str, section: documents.Section) -> Template:
-    """One template of a document. Raises `InvalidArgument` naming the place."""
+def read_template(name: str, section: documents.Section, *, facts: Sequence[str] = FACTS) -> Template:
+    """One template; `facts` are filled in by the agent. Raises `InvalidArgument` naming the place."""
     if not _NAME.fullmatch(name):
         raise documents.wrong(section.where, "a template's name is of a-z, 0-9, '_', '-'")
-    parameters = section.named("parameters", _read_parameter)
+    parameters = section.named("parameters", lambda each, inner: _read_parameter(each, inner, facts))
     log = section.section("log")
     reopens_on = log.text("reopens_on", "")
     if reopens_on not in ("", "rename"):
@@ -264,12 +264,12 @@ def read_template(name: str, section: documents.Section) -> Template:
         preflight=tuple(_read_check(check) for check in section.sections("preflight")),
     )
     section.end()
-    _check_places(template, section.where)
+    _check_places(template, section.where, facts)
     return template
 
 
-def _read_parameter(name: str, section: documents.Section) -> Parameter:
-    if not _PARAMETER.fullmatch(name) or name in FACTS:
+def _read_parameter(name: str, section: documents.Section, facts: Sequence[str]) -> Parameter:
+    if not _PARAMETER.fullmatch(name) or name in facts:
         raise documents.wrong(section.where, "is not a name for a parameter")
     pattern_text = section.text("pattern")
     try:
@@ -288,8 +288,8 @@ def _read_parameter(name: str, section: documents.Section) -> Parameter:
     if default:
         at = section.at("default")
         for place in _PLACE.finditer(default):
-            if place[1] not in (None, *FACTS):
-                raise documents.wrong(at, f"{place[0]} is none of {', '.join(FACTS)}")
+            if place[1] not in (None, *facts):
+                raise documents.wrong(at, f"{place[0]} is none of {', '.join(facts)}")
         if not _PLACE.search(default):
             for word in _split(default, at) if parameter.is_list else (default,):
                 parameter.checked(word, at)
@@ -408,7 +408,7 @@ def read_restart(section: documents.Section, base: model.RestartPolicy | None = 
     )
 
 
-def _check_places(template: Template, where: str) -> None:
+def _check_places(template: Template, where: str, facts: Sequence[str]) -> None:
     """Every {place} is a parameter or a fact, and a list stands alone in an item of argv."""
     texts = {f"argv[{place}]": text for place, text in enumerate(template.argv)}
     texts |= {f"env.{name}": text for name, text in template.env.items()}
@@ -425,7 +425,7 @@ def _check_places(template: Template, where: str) -> None:
                     raise documents.wrong(f"{where}.{at}", f"a single {place[0]} (write it twice to mean it)")
                 continue
             parameter = template.parameters.get(name)
-            if parameter is None and name not in FACTS:
+            if parameter is None and name not in facts:
                 raise documents.wrong(f"{where}.{at}", f"{{{name}}} is no parameter of this template")
             if parameter is not None and parameter.is_list and (place[0] != text or "argv" not in at):
                 raise documents.wrong(

@@ -34,6 +34,8 @@ class Tracked:
     #: OOM kills in its cgroup, or else on the host; those in its cgroup that were told apart.
     oom_counter: kernel_counts.SettledCounter | None = None
     oom_kills_told: int = 0
+    #: What it was signalled or killed for, where that decides what its end means.
+    stop_why: str = ""
     cancels: list[Callable[[], None]] = field(default_factory=list)
 
     @property

@@ -162,7 +162,7 @@ class Watching:
         is_late = self._loop.time() >= until
         if worker.shim is not None:
             self._urge(worker.shim, is_late)
-        if worker.shim is None or is_late or not _lives(worker.shim):
+        if worker.shim is None or is_late or not lives(worker.shim):
             if worker.shim is not None:
                 reap(worker.shim.pid)
             if worker.shim is None or is_late:
@@ -195,6 +195,7 @@ def _why_unknown(oom_kills: int) -> str:
     return f"{told}; the OOM killer ended {oom_kills} of its processes" if oom_kills else told
 
 
-def _lives(process: ProcessIdentity) -> bool:
+def lives(process: ProcessIdentity) -> bool:
+    """Whether exactly this process runs; a zombie does not."""
     stat = members.stat_of(process.pid)
     return stat is not None and not stat.is_dead and stat.start_time_ticks == process.start_time_ticks

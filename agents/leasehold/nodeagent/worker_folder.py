@@ -55,6 +55,10 @@ class Intent:
     cgroup: Path | None
     stop: model.StopContract
     log: worker_values.LogSettings
+    #: 0: not limited.
+    cpus: int = 0
+    #: None: without end.
+    max_run_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,8 @@ class ExitRecord:
     #: Empty, or where the start failed.
     failed_stage: str
     failed_text: str
+    #: Its shim ended it, for it ran longer than it may.
+    is_timed_out: bool = False
 
 
 class WorkerFolder:
@@ -177,10 +183,11 @@ class WorkerFolder:
         remaining_seconds: float,
         is_replaced: bool,
         is_sent: bool = True,
+        why: str = "",
     ) -> None:
         """Note the stop contract, and the step of it, that is in force. Survives the agent, not a power cut.
 
-        `is_sent`: whether its signal is sent already.
+        `is_sent`: whether its signal is sent already. `why`: as `StopProgress` has it.
         """
         record = {
             "contract": _encode_contract(contract),
@@ -189,6 +196,7 @@ class WorkerFolder:
             "boot_id": identities.boot_id(),
             "is_replaced": is_replaced,
             "is_sent": is_sent,
+            "why": why,
         }
         self._write_unsynced("stop.json", STOP.encode(record))
 
@@ -270,6 +278,8 @@ def decode_intent(document: dict[str, Any]) -> Intent:
         cgroup=None if cgroup is None else Path(cgroup),
         stop=_decode_contract(document["stop"]),
         log=worker_values.LogSettings(**document["log"]),
+        cpus=int(document.get("cpus", 0)),
+        max_run_seconds=_seconds(document.get("max_run_seconds")),
     )
 
 
@@ -294,6 +304,7 @@ def _decode_exit(document: dict[str, Any]) -> ExitRecord:
         host_oom_kills_total=_number(document["host_oom_kills_total"]),
         failed_stage=str(document["failed_stage"]),
         failed_text=str(document["failed_text"]),
+        is_timed_out=bool(document.get("timed_out", 0)),
     )
 
 
@@ -306,6 +317,7 @@ def _decode_stop(document: dict[str, Any]) -> worker_records.StopProgress | None
         remaining_seconds=float(document["until_monotonic"]) - time.monotonic(),
         is_replaced=bool(document["is_replaced"]),
         is_sent=bool(document.get("is_sent", True)),
+        why=str(document.get("why", "")),
     )
 
 
@@ -320,6 +332,10 @@ def _decode_ended(document: dict[str, Any]) -> model.WorkerExit:
         in_doubt_until_seconds=float(document["in_doubt_until_seconds"]),
         oom_kills=_number(document.get("oom_kills")) or 0,
     )
+
+
+def _seconds(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _number(value: object) -> int | None:

@@ -42,6 +42,11 @@ class StartSpec:
     limit_bytes: int = 0
     stop: model.StopContract = model.PLAIN_STOP
     log: LogSettings = LogSettings()
+    #: Processors that its cgroup grants it, where it can; 0: as many as there are.
+    cpus: int = 0
+    #: Its shim ends it after so long, with so much time to do so by itself. None: without end.
+    max_run_seconds: float | None = None
+    kill_grace_seconds: float = 10.0
 
 
 class HeldSource(enum.StrEnum):

@@ -257,7 +257,12 @@ class Governor:
         workers = [
             (worker, pool.spec.worker_limit_bytes) for pool in self._pools.values() for worker in pool.workers
         ]
-        return sizing.room(memory.available_bytes, self.host.reserve_bytes, workers, self.host.formula)
+        return sizing.room(
+            max(0, memory.available_bytes - memory.promised_bytes),
+            self.host.reserve_bytes,
+            workers,
+            self.host.formula,
+        )
 
     def _frozen(self, now: float) -> str:
         if self._pressure.level >= pressure.Pressure.FREEZE:

@@ -16,7 +16,11 @@ MIB = 2**20
 
 _NODE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _POOL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_WORKER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}_[1-9][0-9]{0,4}@[a-z0-9][a-z0-9.-]{0,62}")
+#: Of a pool's worker, or of a job's attempt.
+_WORKER_NAME = re.compile(
+    r"[a-z0-9][a-z0-9_-]{0,62}_[1-9][0-9]{0,4}@[a-z0-9][a-z0-9.-]{0,62}"
+    r"|job-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}-[1-9][0-9]{0,9}"
+)
 
 #: Of one host; more are a mistake in a file.
 POOLS_MAX = 64
@@ -44,7 +48,7 @@ def checked_pool_name(name: str, *, field_name: str = "pool") -> str:
 
 def checked_worker_name(name: str, *, field_name: str = "worker") -> str:
     """`name` if it is a worker's name, else raises `InvalidArgument`."""
-    return _checked(name, _WORKER_NAME, "as POOL_1@NODE", field_name)
+    return _checked(name, _WORKER_NAME, "as POOL_1@NODE, or job-JOBID-ATTEMPT", field_name)
 
 
 def worker_name(pool: str, number: int, node: str) -> str:
@@ -201,6 +205,8 @@ class MemorySample:
     pressure_full_percent: float | None = None
     #: Pages reclaimed by direct reclaim or kswapd since the last sample: evidence beside the pressure.
     reclaimed_pages: int | None = None
+    #: Allocated to jobs and not taken by them yet: not for workers.
+    promised_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +259,8 @@ class WorkerExit:
     in_doubt_until_seconds: float = 0.0
     #: Processes of it, other than the main one, that the OOM killer ended and that were not told before.
     oom_kills: int = 0
+    #: Its shim ended it, for it ran longer than it may.
+    is_timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ LABEL_LENGTH_MAX = 63
 #: Incarnations, namespaces and bytes are kept in Postgres's bigint.
 NUMBER_MAX = 2**63 - 1
 CPUS_MAX = 100_000
+JOB_MEMORY_BYTES_MAX = 2**62
+JOB_TEMPLATES_MAX = 64
 
 _NODE_ID = re.compile(r"[!-~]{8,64}")
 _BOOT_ID = re.compile(r"[!-~]{1,64}")
@@ -69,6 +71,11 @@ class Registration:
     cpus: int = 0
     memory_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    #: What jobs may have of it together; 0: nothing. Not compared: it is kept with the jobs, not with the node.
+    job_cpus: int = field(default=0, compare=False)
+    job_memory_bytes: int = field(default=0, compare=False)
+    #: Names of the job templates that the host declares.
+    job_templates: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         model.checked_node_name(self.name, field_name="registration.name")
@@ -81,11 +88,17 @@ class Registration:
             "pid_namespace": (self.pid_namespace, NUMBER_MAX),
             "resources.cpus": (self.cpus, CPUS_MAX),
             "resources.memory_bytes": (self.memory_bytes, NUMBER_MAX),
+            "job_resources.cpus": (self.job_cpus, CPUS_MAX),
+            "job_resources.memory_bytes": (self.job_memory_bytes, JOB_MEMORY_BYTES_MAX),
         }
         for name, (number, most) in bounds.items():
             if not 0 <= number <= most:
                 raise _wrong(name, f"0 to {most}, not {number}")
         _check_labels(self.labels)
+        if len(self.job_templates) > JOB_TEMPLATES_MAX:
+            raise _wrong("job_templates", f"at most {JOB_TEMPLATES_MAX}, not {len(self.job_templates)}")
+        for template in self.job_templates:
+            model.checked_pool_name(template, field_name="registration.job_templates")
 
 
 def _wrong(name: str, allowed: str) -> errors.InvalidArgument:

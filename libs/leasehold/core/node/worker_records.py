@@ -19,6 +19,8 @@ class StopProgress:
     is_replaced: bool = False
     #: False: whether the step's signal was sent is not known, so it is sent again.
     is_sent: bool = True
+    #: What for, where that decides what its end means: the name of an end's cause. Empty: a worker's stop.
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

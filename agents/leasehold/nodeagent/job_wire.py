@@ -1,0 +1,67 @@
+"""What agent and leader tell each other of attempts, between messages and the core's values."""
+
+from collections.abc import Iterable
+
+from leasehold.api.job.v1 import attempt_pb2
+from leasehold.core import errors
+from leasehold.core.job import model
+from leasehold.core.node import job_life
+from leasehold.core.placement import model as placement
+from leasehold.observe import logs
+from leasehold.rpc import job_codec
+
+_log = logs.get_logger(__name__)
+
+
+def decode_assignment(message: attempt_pb2.JobAssignment) -> job_life.Assignment:
+    """What is to be run. Raises `InvalidArgument`."""
+    held = placement.Resources(message.cpus, message.memory_bytes)
+    if held.cpus < 1 or held.memory_bytes < 1:
+        raise errors.InvalidArgument("an assignment without cpus or memory", field="assignments")
+    max_run = job_codec.decode_duration(message.max_run) if message.HasField("max_run") else None
+    if max_run is not None and not 0.0 < max_run <= model.RUN_SECONDS_MAX:
+        raise errors.InvalidArgument(f"max_run: {max_run:g} s is no time to run", field="max_run")
+    return job_life.Assignment(
+        ref=job_codec.decode_ref(message.attempt, field="attempt"),
+        template=message.template,
+        parameters=dict(message.parameters),
+        held=held,
+        max_run_seconds=max_run,
+        name=message.name,
+    )
+
+
+def decode_assignments(messages: Iterable[attempt_pb2.JobAssignment]) -> list[job_life.Assignment]:
+    """What is to be run; what cannot be understood is told in the log and left out."""
+    found = []
+    for message in messages:
+        try:
+            found.append(decode_assignment(message))
+        except errors.InvalidArgument as error:
+            _log.error("assignment_not_understood", job_id=message.attempt.job_id, message=error.message)
+    return found
+
+
+def decode_refs(messages: Iterable[attempt_pb2.AttemptRef]) -> list[model.AttemptRef]:
+    """Attempts; what is none is told in the log and left out."""
+    found = []
+    for message in messages:
+        try:
+            found.append(job_codec.decode_ref(message))
+        except errors.InvalidArgument as error:
+            _log.error("attempt_not_understood", message=error.message)
+    return found
+
+
+def encode_report(report: job_life.Report) -> attempt_pb2.AttemptReport:
+    """The message."""
+    message = attempt_pb2.AttemptReport(
+        attempt=job_codec.encode_ref(report.ref), phase=job_codec.encode_phase(report.phase)
+    )
+    if report.outcome is not None:
+        message.outcome.CopyFrom(job_codec.encode_outcome(report.outcome))
+    if report.start_time_seconds is not None:
+        message.start_time.CopyFrom(job_codec.encode_time(report.start_time_seconds))
+    if report.end_time_seconds is not None:
+        message.end_time.CopyFrom(job_codec.encode_time(report.end_time_seconds))
+    return message
