@@ -88,12 +88,14 @@ class AllocatorProcess:
         self._env = dict(env)
         self._process: subprocess.Popen[bytes] | None = None
         self.flags: list[str] = []
+        #: What is run; a test may have something run that misbehaves.
+        self.program = ["-m", "leasehold.allocator"]
 
     def start(self, *flags: str) -> None:
         self.flags = list(flags)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "leasehold.allocator", "--listen", self.address, *flags],
+                [sys.executable, *self.program, "--listen", self.address, *flags],
                 env={**os.environ, **self._env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

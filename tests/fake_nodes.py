@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from leasehold.api.job.v1 import attempt_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.api.node.v1 import node_service_pb2_grpc, order_pb2
 from leasehold.core import epoch as epochs
@@ -22,6 +23,9 @@ class FakeNodes:
         self.streams = 0
         #: Sent with the next answers.
         self.orders: list[order_pb2.Order] = []
+        self.assignments: list[attempt_pb2.JobAssignment] = []
+        self.stops: list[attempt_pb2.AttemptRef] = []
+        self.forgets: list[attempt_pb2.AttemptRef] = []
         self.watch: list[processes.ProcessKey] = []
         #: Answers are kept back: what was said is not taken.
         self.is_silent = False
@@ -53,6 +57,10 @@ class FakeNodes:
         """Answers to orders that were heard, by id."""
         return {result.order_id: result for message in self.heard for result in message.results}
 
+    def attempts(self) -> list[attempt_pb2.AttemptReport]:
+        """Reports of attempts that were heard, in order."""
+        return [report for message in self.heard for report in (*message.inventory.attempts, *message.attempts)]
+
     def deaths(self) -> list[processes.ProcessKey]:
         """Death certificates that were heard."""
         return [
@@ -70,6 +78,9 @@ class FakeNodes:
             if self.is_silent:
                 continue
             orders, self.orders = self.orders, []
+            assignments, self.assignments = self.assignments, []
+            stops, self.stops = self.stops, []
+            forgets, self.forgets = self.forgets, []
             yield wire.SyncNodeResponse(
                 epoch=common_codec.encode_epoch(self.epoch),
                 answered_sequence=request.sequence,
@@ -78,6 +89,9 @@ class FakeNodes:
                     report_interval=wire_values.encode_seconds(self.report_seconds),
                 ),
                 orders=orders,
+                assignments=assignments,
+                stop=stops,
+                forget=forgets,
                 watch=[common_codec.encode_process(process) for process in watch],
             )
             watch = [process for process in self.watch if process not in watch] if watch != self.watch else []

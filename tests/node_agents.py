@@ -125,7 +125,7 @@ class Agent:
             self._call = wire_grpc.NodeServiceStub(channel).SyncNode()
             writer = asyncio.create_task(self._write(self._call))
             try:
-                self.send(registration=self.registered, status=self.status)
+                self.send(registration=self.registered, status=self.status, **self._first())
                 while (response := await self._call.read()) is not grpc.aio.EOF:
                     self._hear(response)
                 await self._call.code()
@@ -135,6 +135,10 @@ class Agent:
                     await writer
         finally:
             await channel.close()
+
+    def _first(self) -> dict[str, Any]:
+        """What else its first message says."""
+        return {}
 
     async def _write(self, call: Any) -> None:
         for sequence in itertools.count(1):

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from leasehold.allocator import committer, holding, leadership, records, reign, sessions
+from leasehold.allocator import committer, holding, job_gauges, leadership, records, reign, sessions
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.api.budget.v1 import lease_pb2
 from leasehold.core import epoch as epochs
@@ -13,6 +13,8 @@ from leasehold.core import errors
 from leasehold.core.budget import codec, effects, messages
 from leasehold.etcd import clock
 from leasehold.etcd import memory as etcd_memory
+from leasehold.observe import metrics
+from leasehold.postgres import job_memory
 from leasehold.postgres import memory as postgres_memory
 from leasehold.runtime import clock as clocks
 
@@ -80,7 +82,13 @@ async def leader() -> AsyncIterator[leadership.Leadership]:
     etcd = cluster.connect()
     await etcd.put(KEYS.epoch, EPOCH.encode().encode())
     store = postgres_memory.MemoryStore()
-    leading = leadership.Leadership(store, KEYS, candidate_id="r")
+    leading = leadership.Leadership(
+        store,
+        KEYS,
+        job_store=job_memory.MemoryJobStore(),
+        job_metrics=job_gauges.FlushMetrics(metrics.Registry()),
+        candidate_id="r",
+    )
     leading.reign = reign.Reign(
         EPOCH, etcd, KEYS, store, clock=clocks.MonotonicClock(), boot_clock=clocks.BootClock()
     )

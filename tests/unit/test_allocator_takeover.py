@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from leasehold.allocator import leadership, records, takeover
+from leasehold.allocator import job_gauges, leadership, records, takeover
 from leasehold.allocator import reign as reigns
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
@@ -16,6 +16,8 @@ from leasehold.core.budget import codec, machine, messages, model
 from leasehold.etcd import clock, election
 from leasehold.etcd import memory as etcd_memory
 from leasehold.etcd import port as etcd_port
+from leasehold.observe import metrics
+from leasehold.postgres import job_memory
 from leasehold.postgres import memory as postgres_memory
 
 CALLS = "max_concurrent_requests"
@@ -54,7 +56,12 @@ class Installation:
         self.replicas += 1
         etcd = self.cluster.connect()
         leader = leadership.Leadership(
-            self.store, KEYS, candidate_id=f"r{self.replicas}", accept_new_etcd=accept_new_etcd
+            self.store,
+            KEYS,
+            job_store=job_memory.MemoryJobStore(),
+            job_metrics=job_gauges.FlushMetrics(metrics.Registry()),
+            candidate_id=f"r{self.replicas}",
+            accept_new_etcd=accept_new_etcd,
         )
         candidate = election.Election(
             etcd,

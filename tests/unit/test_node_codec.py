@@ -20,6 +20,8 @@ def message(**fields: Any) -> wire.NodeRegistration:
         "pid_namespace": 4026531836,
         "resources": {"cpus": 8, "memory_bytes": 64 * 2**30},
         "labels": {"rack": "b4", "empty": ""},
+        "job_resources": {"cpus": 4, "memory_bytes": 16 * 2**30},
+        "job_templates": ["render", "transcode"],
     }
     return wire.NodeRegistration(**{**known, **fields})
 
@@ -27,6 +29,13 @@ def message(**fields: Any) -> wire.NodeRegistration:
 def test_a_registration_comes_back_as_it_was_given() -> None:
     given = message()
     assert node_codec.encode_registration(node_codec.decode_registration(given)) == given
+
+
+def test_a_host_without_jobs_declares_nothing_for_them() -> None:
+    given = message(job_resources=None, job_templates=[])
+    decoded = node_codec.decode_registration(given)
+    assert (decoded.job_cpus, decoded.job_memory_bytes, decoded.job_templates) == (0, 0, frozenset())
+    assert node_codec.encode_registration(decoded) == given
 
 
 @pytest.mark.parametrize(
@@ -49,6 +58,10 @@ def test_a_registration_comes_back_as_it_was_given() -> None:
         ({"labels": {"k": "v" * 64}}, "registration.labels"),
         ({"labels": {"": "v"}}, "registration.labels"),
         ({"labels": {"k\n": "v"}}, "registration.labels"),
+        ({"job_resources": {"cpus": 200_000}}, "registration.job_resources.cpus"),
+        ({"job_resources": {"memory_bytes": -1}}, "registration.job_resources.memory_bytes"),
+        ({"job_templates": [f"t{n}" for n in range(65)]}, "registration.job_templates"),
+        ({"job_templates": ["../sh"]}, "registration.job_templates"),
     ],
 )
 def test_what_is_wrong_with_a_registration_is_named(fields: dict[str, Any], named: str) -> None:

@@ -40,12 +40,15 @@ def decode_registration(message: wire.NodeRegistration) -> registry_model.Regist
         cpus=message.resources.cpus,
         memory_bytes=message.resources.memory_bytes,
         labels=dict(message.labels),
+        job_cpus=message.job_resources.cpus,
+        job_memory_bytes=message.job_resources.memory_bytes,
+        job_templates=frozenset(message.job_templates),
     )
 
 
 def encode_registration(registration: registry_model.Registration) -> wire.NodeRegistration:
     """The message."""
-    return wire.NodeRegistration(
+    message = wire.NodeRegistration(
         name=registration.name,
         node_id=registration.node_id,
         incarnation=registration.incarnation,
@@ -53,7 +56,12 @@ def encode_registration(registration: registry_model.Registration) -> wire.NodeR
         pid_namespace=registration.pid_namespace,
         resources=encode_resources(registration),
         labels=registration.labels,
+        job_templates=sorted(registration.job_templates),
     )
+    if registration.job_cpus or registration.job_memory_bytes:
+        message.job_resources.cpus = registration.job_cpus
+        message.job_resources.memory_bytes = registration.job_memory_bytes
+    return message
 
 
 def encode_resources(registration: registry_model.Registration) -> node_pb2.NodeResources:

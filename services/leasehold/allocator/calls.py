@@ -7,6 +7,8 @@ from typing import Any
 import grpc
 from leasehold.core import errors
 
+PRINCIPAL_LENGTH_MAX = 200
+
 
 def actor(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """Who calls, for the audit log: the name in its certificate, else its address."""
@@ -15,6 +17,17 @@ def actor(context: grpc.aio.ServicerContext[Any, Any]) -> str:
         for name in certificate.get(kind, ()):
             return f"{name.decode('utf-8', 'replace')} at {context.peer()}"
     return context.peer()
+
+
+def principal(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Who calls, the same over all its connections: the name in its certificate, else its host."""
+    certificate = context.auth_context()
+    for kind in ("x509_subject_alternative_name", "x509_common_name"):
+        for name in certificate.get(kind, ()):
+            return str(name.decode("utf-8", "replace"))[:PRINCIPAL_LENGTH_MAX]
+    family, _, where = context.peer().partition(":")
+    host = where.rpartition(":")[0] if family in ("ipv4", "ipv6") else ""
+    return (host or family)[:PRINCIPAL_LENGTH_MAX]
 
 
 async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:

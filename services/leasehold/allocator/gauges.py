@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from leasehold.allocator import job_gauges
 from leasehold.allocator import leadership as leaderships
 from leasehold.core.budget import allocator, lease, quantity
 from leasehold.core.node import registry_model
@@ -17,6 +18,8 @@ def collect(registry: metrics.Registry, leadership: leaderships.Leadership) -> N
     if reign is None or not is_leading:
         return
     _budgets(registry, reign.core)
+    if leadership.jobs is not None:
+        job_gauges.collect(registry, leadership.jobs)
     if known is None:
         return
     counts = known.registry.counts()

@@ -7,13 +7,13 @@ only then Postgres: raise the epoch there before the first read, and bring the d
 import asyncio
 from typing import Any, NoReturn
 
-from leasehold.allocator import administration, nodes, records, takeover
+from leasehold.allocator import administration, job_gauges, jobs, nodes, records, takeover
 from leasehold.allocator import reign as reigns
 from leasehold.core import errors
 from leasehold.etcd import election as elections
 from leasehold.etcd import port as etcd_port
 from leasehold.observe import logs
-from leasehold.postgres import port
+from leasehold.postgres import job_port, port
 from leasehold.runtime import clock as clocks
 
 _log = logs.get_logger(__name__)
@@ -23,13 +23,24 @@ class Leadership:
     """Campaigns for ever; `reign` is the present one, or None while another leads or etcd is not known yet."""
 
     def __init__(
-        self, store: port.Store, keys: records.Keys, *, candidate_id: str, accept_new_etcd: bool = False
+        self,
+        store: port.Store,
+        keys: records.Keys,
+        *,
+        job_store: job_port.JobStore,
+        job_metrics: job_gauges.FlushMetrics,
+        candidate_id: str,
+        accept_new_etcd: bool = False,
     ) -> None:
         self.reign: reigns.Reign | None = None
         #: The nodes of the present reign.
         self.nodes: nodes.Nodes | None = None
+        #: The jobs of the present reign.
+        self.jobs: jobs.Jobs | None = None
         self.administration = administration.Administration(store, self.require)
         self._store = store
+        self._job_store = job_store
+        self._job_metrics = job_metrics
         self._keys = keys
         self._candidate_id = candidate_id
         self._accept_new_etcd = accept_new_etcd
@@ -50,6 +61,13 @@ class Leadership:
         if self.nodes is None or self.nodes.reign is not reign:
             raise self.not_leader()
         return self.nodes
+
+    def require_jobs(self) -> jobs.Jobs:
+        """The jobs of the present reign; raises `NotLeader`."""
+        reign = self.require()
+        if self.jobs is None or self.jobs.reign is not reign:
+            raise self.not_leader()
+        return self.jobs
 
     def not_leader(self) -> errors.NotLeader:
         """The refusal that names who leads, so far as that is known."""
@@ -72,6 +90,9 @@ class Leadership:
     async def _step_down(self) -> None:
         reign, self.reign = self.reign, None
         known, self.nodes = self.nodes, None
+        work, self.jobs = self.jobs, None
+        if work is not None:
+            work.close(self.not_leader())
         if known is not None:
             known.close(self.not_leader())
         if reign is not None:
@@ -91,13 +112,15 @@ class Leadership:
             epoch, etcd, self._keys, self._store, clock=clocks.MonotonicClock(), boot_clock=clocks.BootClock()
         )
         known = nodes.Nodes(reign, self._store)
+        work = jobs.Jobs(reign, self._job_store, known, metrics=self._job_metrics)
         past = await taking_over.restore(reign)
-        self.reign, self.nodes = reign, known
+        self.reign, self.nodes, self.jobs = reign, known, work
         _log.info("leading", epoch=epoch.encode(), budgets=len(reign.core.budgets))
         tasks = [
             asyncio.create_task(reign.run(), name="committer"),
             asyncio.create_task(self._follow_postgres(reign, past), name="postgres"),
             asyncio.create_task(known.run(self.administration.is_synchronized), name="nodes"),
+            asyncio.create_task(work.run(self.administration.is_synchronized), name="jobs"),
             asyncio.create_task(_lost(candidacy), name="election"),
         ]
         try:

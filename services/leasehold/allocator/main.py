@@ -7,15 +7,26 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from leasehold.allocator import budget_file, config, gauges, leadership, node_servicer, records, servicer
+from leasehold.allocator import (
+    budget_file,
+    config,
+    gauges,
+    job_gauges,
+    job_servicer,
+    leadership,
+    node_servicer,
+    records,
+    servicer,
+)
 from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
+from leasehold.api.job.v1 import job_service_pb2, job_service_pb2_grpc
 from leasehold.api.node.v1 import node_service_pb2, node_service_pb2_grpc
 from leasehold.core import errors
 from leasehold.etcd import adapter, election
 from leasehold.etcd import port as etcd_port
 from leasehold.etcd import settings as etcd_settings
 from leasehold.observe import logs, metrics
-from leasehold.postgres import port, store
+from leasehold.postgres import job_port, job_store, port, store
 from leasehold.rpc import metrics_service, options
 from leasehold.rpc import server as servers
 from leasehold.runtime import tasks
@@ -27,6 +38,7 @@ CONNECT_WAIT_SECONDS = 60.0
 GARBAGE_OBJECTS = 10_000
 
 _BUDGETS = budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]
+_JOBS = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
 _NODES = node_service_pb2.DESCRIPTOR.services_by_name["NodeService"]
 
 _log = logs.get_logger(__name__)
@@ -38,21 +50,29 @@ async def serve(settings: config.Settings) -> None:
     if settings.budgets_file is not None:
         # A file that is wrong at the start is told at once; later the last good one stays in force.
         await asyncio.to_thread(budget_file.read, settings.budgets_file)
-    async with store.PostgresStore(settings.dsn()) as durable:
-        await _Allocator(settings, durable).serve()
+    async with (
+        store.PostgresStore(settings.dsn()) as durable,
+        job_store.PostgresJobStore(settings.dsn()) as ledger,
+    ):
+        await _Allocator(settings, durable, ledger).serve()
 
 
 class _Allocator:
     """One replica: it serves from the start, as a follower, and stands for election once etcd answers."""
 
-    def __init__(self, settings: config.Settings, durable: port.Store) -> None:
+    def __init__(self, settings: config.Settings, durable: port.Store, ledger: job_port.JobStore) -> None:
         self._settings = settings
         self._store = durable
         self._keys = records.Keys(settings.etcd_prefix.rstrip("/"))
-        self._leader = leadership.Leadership(
-            durable, self._keys, candidate_id=settings.candidate_id, accept_new_etcd=settings.accept_new_etcd
-        )
         registry = metrics.Registry()
+        self._leader = leadership.Leadership(
+            durable,
+            self._keys,
+            job_store=ledger,
+            job_metrics=job_gauges.FlushMetrics(registry),
+            candidate_id=settings.candidate_id,
+            accept_new_etcd=settings.accept_new_etcd,
+        )
         self._server = servers.Server(
             [settings.listen],
             tls_files=settings.tls_files,
@@ -69,6 +89,11 @@ class _Allocator:
             node_service_pb2_grpc.add_NodeServiceServicer_to_server,
             node_servicer.NodeServicer(self._leader, self._server.draining),
             _NODES,
+        )
+        self._server.add(
+            job_service_pb2_grpc.add_JobServiceServicer_to_server,
+            job_servicer.JobServicer(self._leader, self._server.draining),
+            _JOBS,
         )
         metrics_service.add(self._server, registry, functools.partial(gauges.collect, leadership=self._leader))
         self._failure: errors.LeaseholdError | None = None
@@ -90,7 +115,7 @@ class _Allocator:
             raise self._failure
 
     def _set_serving(self, is_serving: bool) -> None:
-        for service in (_BUDGETS, _NODES):
+        for service in (_BUDGETS, _NODES, _JOBS):
             self._server.set_serving(service, is_serving)
 
     async def _stand(self, background: tasks.BackgroundTasks) -> None:
@@ -142,11 +167,13 @@ class _Allocator:
         """Old ledger lines and kept answers go after their retention."""
         while True:
             await self._leader.administration.is_synchronized.wait()
-            reign = self._leader.reign
+            reign, work = self._leader.reign, self._leader.jobs
             if reign is not None:
                 try:
                     await self._store.delete_ledger_before(reign.epoch)
                     await self._store.delete_requests_before(reign.epoch)
+                    if work is not None:
+                        await work.keep_house()
                 except errors.LeaseholdError as error:
                     _log.warning("housekeeping_put_off", error=error.message)
             await asyncio.sleep(HOUSEKEEPING_SECONDS)

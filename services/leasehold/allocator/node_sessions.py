@@ -3,18 +3,25 @@
 import asyncio
 from typing import Any
 
+from leasehold.api.job.v1 import attempt_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.api.node.v1 import order_pb2
 from leasehold.core import epoch as epochs
 from leasehold.core import errors, processes
+from leasehold.core.job import model as job_model
 from leasehold.core.node import registry_model
-from leasehold.rpc import common_codec, node_codec
+from leasehold.rpc import common_codec, job_codec, node_codec
 
 #: Orders that wait for an agent which does not read; one more breaks the connection.
 UNSENT_ORDERS_MAX = 1_000
 #: Of one message on the wire.
 ORDERS_MAX = 100
 PROCESSES_MAX = 2_000
+ATTEMPTS_MAX = 1_000
+#: Assignments of one message: gRPC takes 4 MiB of everything.
+ASSIGNMENT_BYTES_MAX = 2 * 2**20
+#: Attempts that wait for an agent which does not read; one more breaks the connection.
+UNSENT_ATTEMPTS_MAX = 100_000
 
 
 class NodeSession:
@@ -37,6 +44,9 @@ class NodeSession:
         self._orders: list[order_pb2.Order] = []
         self._watch: dict[processes.ProcessKey, None] = {}
         self._unwatch: dict[processes.ProcessKey, None] = {}
+        self._assignments: dict[job_model.AttemptRef, attempt_pb2.JobAssignment] = {}
+        self._stops: dict[job_model.AttemptRef, None] = {}
+        self._forgets: dict[job_model.AttemptRef, None] = {}
         self._changed = asyncio.Event()
         self._is_closed = False
 
@@ -68,6 +78,27 @@ class NodeSession:
                 self._unwatch[process] = None
         self._changed.set()
 
+    def assign(self, ref: job_model.AttemptRef, assignment: attempt_pb2.JobAssignment) -> None:
+        """Have an attempt run."""
+        self._assignments[ref] = assignment
+        self._said_of_attempts()
+
+    def stop(self, ref: job_model.AttemptRef) -> None:
+        """Have an attempt end, or never start."""
+        self._stops[ref] = None
+        self._said_of_attempts()
+
+    def forget(self, ref: job_model.AttemptRef) -> None:
+        """The end of an attempt is committed: it need not be told again."""
+        self._forgets[ref] = None
+        self._said_of_attempts()
+
+    def _said_of_attempts(self) -> None:
+        unsent = len(self._assignments) + len(self._stops) + len(self._forgets)
+        if unsent > UNSENT_ATTEMPTS_MAX:
+            self.end(errors.ResourceExhausted("this connection does not take its attempts"))
+        self._changed.set()
+
     def end(self, error: errors.LeaseholdError | None) -> None:
         """End the stream: at once with an error, or (None) after what is in line. The first call counts."""
         if not self._is_closed:
@@ -78,7 +109,8 @@ class NodeSession:
 
     @property
     def _has_more(self) -> bool:
-        return bool(self._is_answer_due or self._orders or self._watch or self._unwatch)
+        parts = (self._orders, self._watch, self._unwatch, self._assignments, self._stops, self._forgets)
+        return self._is_answer_due or any(parts)
 
     async def next_response(self) -> wire.SyncNodeResponse | None:
         """What is to be written next; None when the stream is over. Raises the error that `end` was given."""
@@ -103,7 +135,17 @@ class NodeSession:
             response.watch.extend(_taken(self._watch))
         if self._unwatch:
             response.unwatch.extend(_taken(self._unwatch))
+        self._add_attempts(response)
         return response
+
+    def _add_attempts(self, response: wire.SyncNodeResponse) -> None:
+        if self._assignments:
+            response.assignments.extend(_fitting(self._assignments))
+        # A stop never overtakes its assignment: both are in line, and the agent takes assignments first.
+        if self._stops and not self._assignments:
+            response.stop.extend(_taken_attempts(self._stops))
+        if self._forgets:
+            response.forget.extend(_taken_attempts(self._forgets))
 
 
 def _taken(asked: dict[processes.ProcessKey, None]) -> list[Any]:
@@ -111,3 +153,24 @@ def _taken(asked: dict[processes.ProcessKey, None]) -> list[Any]:
     for process in taken:
         del asked[process]
     return [common_codec.encode_process(process) for process in taken]
+
+
+def _fitting(assignments: dict[job_model.AttemptRef, attempt_pb2.JobAssignment]) -> list[Any]:
+    """The next assignments that one message can carry, taken out."""
+    taken: list[attempt_pb2.JobAssignment] = []
+    used = 0
+    for assignment in list(assignments.values())[:ATTEMPTS_MAX]:
+        used += assignment.ByteSize()
+        if taken and used > ASSIGNMENT_BYTES_MAX:
+            break
+        taken.append(assignment)
+    for ref in list(assignments)[: len(taken)]:
+        del assignments[ref]
+    return taken
+
+
+def _taken_attempts(refs: dict[job_model.AttemptRef, None]) -> list[attempt_pb2.AttemptRef]:
+    taken = list(refs)[:ATTEMPTS_MAX]
+    for ref in taken:
+        del refs[ref]
+    return [job_codec.encode_ref(ref) for ref in taken]

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from leasehold.allocator import node_orders, node_sessions, node_writer
 from leasehold.allocator import reign as reigns
 from leasehold.api.common.v1 import process_pb2
+from leasehold.api.job.v1 import attempt_pb2
 from leasehold.api.node.v1 import node_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.core import errors, processes
@@ -27,6 +28,22 @@ FLUSH_SECONDS_MAX = 1.0
 _log = logs.get_logger(__name__)
 
 
+class JobSide(Protocol):
+    """Who follows the nodes for what jobs need of them."""
+
+    def node_changed(self, name: str) -> None:
+        """A node, or its connection, may be another than before."""
+
+    def node_deleted(self, name: str) -> None:
+        """A node was forgotten."""
+
+    def inventory(self, name: str, reports: Sequence[attempt_pb2.AttemptReport]) -> None:
+        """Every attempt that the agent knows, on a new connection. Raises `InvalidArgument`."""
+
+    def attempts(self, name: str, reports: Sequence[attempt_pb2.AttemptReport]) -> None:
+        """Attempts that have changed. Raises `InvalidArgument`."""
+
+
 class Nodes:
     """Feeds events to the registry and carries out its effects.
 
@@ -40,9 +57,11 @@ class Nodes:
         self.reign = reign
         self.registry = registry.NodeRegistry()
         self.writer = node_writer.NodeWriter(store, reign.epoch)
-        self.orders = node_orders.OrderRouter(self._session_of)
+        self.orders = node_orders.OrderRouter(self.session_of)
         #: Set, and replaced by a new one, with everything that a watcher may want to see.
         self.news = asyncio.Event()
+        #: Told of everything that concerns jobs; None: nobody is.
+        self.jobs: JobSide | None = None
         #: Postgres's nodes are known.
         self.is_loaded = False
         self._wall_clock = wall_clock
@@ -72,8 +91,11 @@ class Nodes:
         """An agent's connection is gone."""
         self._sessions.pop(session.number, None)
         if not self._is_closed:
+            name = self.registry.name_of(session.number)
             self.registry.session_closed(session.number, self.reign.now())
             self._follow_up()
+            if name is not None and self.jobs is not None:
+                self.jobs.node_changed(name)
 
     def take(self, request: wire.SyncNodeRequest, session: node_sessions.NodeSession) -> None:
         """A message on a connection. Raises what is wrong with it; the connection is to be ended then."""
@@ -83,7 +105,8 @@ class Nodes:
             )
         _check_parts(request)
         now = self.reign.now()
-        if not session.sequence:
+        is_first = not session.sequence
+        if is_first:
             self._register(request.registration, now, session)
         elif request.HasField("registration"):
             raise errors.InvalidArgument("registration: only in the first message", field="registration")
@@ -104,6 +127,19 @@ class Nodes:
             self._certified(name, death.process, session)
         session.answer(request.sequence, self.registry.terms_due(session.number))
         self._follow_up()
+        self._hear_of_jobs(name, request, is_first=is_first)
+
+    def _hear_of_jobs(self, name: str, request: wire.SyncNodeRequest, *, is_first: bool) -> None:
+        if self.jobs is None:
+            return
+        if is_first:
+            self.jobs.node_changed(name)
+        if request.HasField("inventory"):
+            if not is_first:
+                raise errors.InvalidArgument("inventory: only in the first message", field="inventory")
+            self.jobs.inventory(name, request.inventory.attempts)
+        if request.attempts:
+            self.jobs.attempts(name, request.attempts)
 
     def _register(self, message: wire.NodeRegistration, now: float, session: node_sessions.NodeSession) -> None:
         registration = node_codec.decode_registration(message)
@@ -150,7 +186,8 @@ class Nodes:
     def _wall_seconds(self) -> float:
         return round(self._wall_clock(), 6)
 
-    def _session_of(self, name: str) -> node_sessions.NodeSession | None:
+    def session_of(self, name: str) -> node_sessions.NodeSession | None:
+        """A node's connection; None: it has none."""
         node = self.registry.nodes.get(name)
         return None if node is None or node.session is None else self._sessions.get(node.session)
 
@@ -203,6 +240,8 @@ class Nodes:
         self._statuses.pop(name, None)
         self._changes.pop(name, None)
         self._follow_up()
+        if self.jobs is not None:
+            self.jobs.node_deleted(name)
         self._tell_watchers()
 
     # Reading
@@ -271,6 +310,8 @@ class Nodes:
         self._change += 1
         self._changes.pop(name, None)
         self._changes[name] = self._change
+        if self.jobs is not None:
+            self.jobs.node_changed(name)
         self._tell_watchers()
 
     def _tell_watchers(self) -> None:
@@ -346,7 +387,7 @@ class Nodes:
 
 def _check_parts(request: Any) -> None:
     """Raise `InvalidArgument` for a message that is too much."""
-    for field in ("deaths", "results"):
+    for field in ("deaths", "results", "attempts"):
         if len(getattr(request, field, ())) > PARTS_MAX:
             raise errors.InvalidArgument(f"{field}: at most {PARTS_MAX} in one message", field=field)
     if request.HasField("status") and request.status.ByteSize() > STATUS_BYTES_MAX:

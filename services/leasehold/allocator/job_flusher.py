@@ -1,0 +1,149 @@
+"""Batches of the jobs' ledger on their way to Postgres: the next begins when the last commit has returned.
+
+There is no timer: whatever has gathered during a commit is the next batch. A batch whose answer was lost is
+looked for in Postgres before anything else happens, and the machine begins again from what is committed; so
+nothing is dispatched, answered or allocated from state that nobody has confirmed.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeVar
+
+from leasehold.allocator import job_gauges
+from leasehold.core import epoch as epochs
+from leasehold.core import errors
+from leasehold.core.job import changes, effects, machine
+from leasehold.observe import logs
+from leasehold.postgres import job_port
+
+RETRY_SECONDS = 0.5
+
+_log = logs.get_logger(__name__)
+
+Value = TypeVar("Value")
+
+
+class JobFlusher:
+    """Commits for one reign.
+
+    `follow_up` is called after each event that the machine was given, to carry out its effects.
+    """
+
+    def __init__(
+        self,
+        store: job_port.JobStore,
+        epoch: epochs.Epoch,
+        *,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+        follow_up: Callable[[], None],
+        metrics: job_gauges.FlushMetrics,
+    ) -> None:
+        #: Postgres does not answer: writes are refused meanwhile.
+        self.is_postgres_away = False
+        self._store = store
+        self._epoch = epoch
+        self._now = now
+        self._wall = wall
+        self._follow_up = follow_up
+        self._metrics = metrics
+        self._wake = asyncio.Event()
+        self._breaker: effects.SaveBreaker | None = None
+        self._must_read = False
+
+    def wake(self) -> None:
+        """There may be something to commit."""
+        self._wake.set()
+
+    def save_breaker(self, breaker: effects.SaveBreaker) -> None:
+        """Keep, before the next batch, whether reclaims by timeout are held back."""
+        self._breaker = breaker
+        self._wake.set()
+
+    def read_anew(self) -> None:
+        """Rows were changed by hand: have the machine begin, before the next batch, from what there is."""
+        self._must_read = True
+        self._wake.set()
+
+    async def take_over(self) -> changes.Snapshot:
+        """Fence earlier leaders off and read what there is, however long that takes. Raises `StaleEpoch`."""
+        return await self._patiently(lambda: self._store.take_over(self._epoch))
+
+    async def run(self, jobs: machine.JobMachine) -> NoReturn:
+        """Commit until cancelled. Raises `StaleEpoch` once a later leader has taken over."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while await self._flush_one(jobs):
+                pass
+
+    async def _keep_breaker(self) -> None:
+        while self._breaker is not None:
+            saved = self._breaker
+            await self._patiently(lambda: self._save(saved))  # noqa: B023 - awaited here and now
+            if self._breaker is saved:
+                self._breaker = None
+
+    async def _save(self, breaker: effects.SaveBreaker) -> None:
+        await self._store.set_breaker(
+            self._epoch, is_open=breaker.is_open, cause=breaker.cause, actor=breaker.actor
+        )
+
+    async def _flush_one(self, jobs: machine.JobMachine) -> bool:
+        """Commit a batch, if there is one; whether there was."""
+        await self._keep_breaker()
+        if self._must_read:
+            self._must_read = False
+            await self._reload(jobs, was_committed=False)
+        batch = jobs.take_batch(self._now(), self._wall())
+        # What was planned, refused or put off with it is to be told, batch or none.
+        self._follow_up()
+        if batch is None:
+            return False
+        begun = time.perf_counter()
+        try:
+            result = await self._store.flush(self._epoch, batch)
+        except errors.PostgresUnavailable as error:
+            await self._recover(jobs, batch, error)
+            return True
+        self._metrics.flushed(len(batch), time.perf_counter() - begun)
+        jobs.batch_done(self._now(), self._wall(), result)
+        self._follow_up()
+        return True
+
+    async def _recover(
+        self, jobs: machine.JobMachine, batch: changes.Batch, error: errors.PostgresUnavailable
+    ) -> None:
+        """Find out what became of a batch, and begin again from what is committed."""
+        self._away(error)
+        jobs.batch_lost(self._now())
+        self._metrics.lost()
+        self._follow_up()
+        was_committed = await self._patiently(lambda: self._store.was_flushed(self._epoch, batch.batch_id))
+        _log.info("batch_looked_up", batch=batch.batch_id, was_committed=was_committed)
+        await self._reload(jobs, was_committed=was_committed)
+
+    async def _reload(self, jobs: machine.JobMachine, *, was_committed: bool) -> None:
+        snapshot = await self._patiently(lambda: self._store.reload(self._epoch))
+        jobs.reloaded(self._now(), self._wall(), snapshot, was_committed)
+        _log.info("jobs_reloaded", jobs=len(snapshot.jobs))
+        self._follow_up()
+
+    def _away(self, error: errors.PostgresUnavailable) -> None:
+        if not self.is_postgres_away:
+            _log.warning("jobs_without_postgres", error=error.message)
+        self.is_postgres_away = True
+
+    async def _patiently(self, step: Callable[[], Awaitable[Value]]) -> Value:
+        while True:
+            try:
+                value = await step()
+            except errors.PostgresUnavailable as error:
+                self._away(error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                if self.is_postgres_away:
+                    _log.info("jobs_in_postgres_again")
+                self.is_postgres_away = False
+                return value
