@@ -6,16 +6,11 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-from leasehold.core import errors
 from leasehold.rpc import addresses as rpc_addresses
-from leasehold.rpc import channel as channels
-from leasehold.rpc import errors as rpc_errors
-from leasehold.rpc import leader, methods, tls
+from leasehold.rpc import leader, leader_stream, methods, tls
 
 ADDRESSES_VARIABLE = "LEASEHOLD_ADDR"
 DEFAULT_ADDRESS = "127.0.0.1:7400"
-RETRY_SECONDS = 0.1
 
 
 def connect(given: str | None, timeout_seconds: float) -> "Allocator":
@@ -62,50 +57,34 @@ class Allocator:
             self._leader.ask(methods.unary(method, request), request, timeout_seconds=seconds)
         )
 
-    def follow(self, method: str, request: Any) -> Generator[Any, None, None]:
+    def follow(self, method: str, request: Any, *, is_endless: bool = True) -> Generator[Any, None, None]:
         """The messages of a server stream, without an end: across leader changes, as `call` finds leaders.
 
-        Raises `Unavailable` if there is no leader for `timeout_seconds`, and what the leader answers.
+        `request` may be a function that makes what is asked for at each begin. Unless it `is_endless`, the
+        stream is over where the leader ends it. Raises `Unavailable` if there is no leader for
+        `timeout_seconds`, and what the leader answers.
         """
-        messages = self._messages(method, request)
+        messages = self._messages(method, request, is_endless)
 
         async def following() -> Any:
             return await anext(messages)
 
         try:
             while True:
-                yield self._runner.run(following())
+                try:
+                    message = self._runner.run(following())
+                except StopAsyncIteration:
+                    return
+                yield message
         finally:
             self._runner.run(messages.aclose())
 
-    async def _messages(self, method: str, request: Any) -> AsyncGenerator[Any, None]:
-        loop = asyncio.get_running_loop()
-        untried = list(self._addresses)
-        deadline = loop.time() + self._timeout_seconds
-        while True:
-            address = untried.pop(0)
-            failure: errors.LeaseholdError = errors.Unavailable(f"{address} ended the stream")
-            is_answered = False
-            try:
-                async with channels.open_channel(address, tls_files=self._tls_files) as channel:
-                    call = methods.stream(method, request)(channel)(request)
-                    async with asyncio.timeout_at(deadline):
-                        message = await call.read()
-                    while message is not grpc.aio.EOF:
-                        is_answered = True
-                        yield message
-                        message = await call.read()
-            except TimeoutError:
-                failure = errors.Unavailable(f"{address} did not answer within {self._timeout_seconds:g} s")
-            except grpc.RpcError as error:
-                failure = rpc_errors.from_rpc_error(error)
-            if not isinstance(failure, errors.Unavailable):
-                raise failure
-            if is_answered:  # only now there is no leader
-                deadline = loop.time() + self._timeout_seconds
-            if loop.time() >= deadline:
-                raise failure
-            hint = failure.leader_address if isinstance(failure, errors.NotLeader) else ""
-            others = untried or [each for each in self._addresses if each != hint]
-            untried = [hint, *(each for each in others if each != hint)] if hint else others
-            await asyncio.sleep(RETRY_SECONDS)
+    def _messages(self, method: str, request: Any, is_endless: bool) -> AsyncGenerator[Any, None]:
+        return leader_stream.follow(
+            self._addresses,
+            method,
+            request if callable(request) else lambda: request,
+            patience_seconds=self._timeout_seconds,
+            tls_files=self._tls_files,
+            is_endless=is_endless,
+        )

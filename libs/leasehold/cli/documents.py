@@ -39,13 +39,17 @@ def read_budgets(file: str) -> Any:
 
 def read_plan(file: str) -> Any:
     """The JSON value of a file, or of standard input (`-`). Raises `InvalidArgument`, naming the field."""
-    text = read_text(file)
+    return parse_json(read_text(file), what="document")
+
+
+def parse_json(text: str, *, what: str) -> Any:
+    """The JSON value of a text. Raises `InvalidArgument`, naming `what`, or the key that is given twice."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
-        raise errors.InvalidArgument("document: is nested too deeply", field="document") from error
+        raise errors.InvalidArgument(f"{what}: is nested too deeply", field=what) from error
     except ValueError as error:
-        raise errors.InvalidArgument(f"document: is not JSON: {error}", field="document") from error
+        raise errors.InvalidArgument(f"{what}: is not JSON: {error}", field=what) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 0   done
 1   refused or failed: the message says what to mend
-2   the command line itself is wrong
+2   the command line itself is wrong; of `job submit` and `job wait` also: the job was never placed on a node
 3   no allocator could be reached, none leads now, or a part of it is away: trying again may help
 130 interrupted
 """
@@ -12,7 +12,7 @@ import sys
 from typing import Annotated
 
 import typer
-from leasehold.cli import budget, node, output, workers
+from leasehold.cli import budget, doctor, job, node, output, workers
 from leasehold.core import errors
 
 EXIT_FAILED = 1
@@ -33,10 +33,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(budget.app, name="budget", help="Define, read and rehearse budgets.", epilog=EXIT_CODES)
+app.add_typer(job.app, name="job", help="Jobs: submit, list, explain, cancel, logs.", epilog=job.EXIT_CODES)
 app.add_typer(node.app, name="node", help="Hosts: what they have, and why.", epilog=EXIT_CODES)
 app.add_typer(
     workers.app, name="workers", help="Worker processes: list, scale, start, stop, logs.", epilog=EXIT_CODES
 )
+
+app.command(epilog=EXIT_CODES)(doctor.doctor)
 
 DataDir = Annotated[
     str | None,

@@ -142,6 +142,30 @@ def drain(
 
 
 @app.command()
+def utilization(
+    node: options.AnyNode = "",
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
+) -> None:
+    """Print what jobs have been allocated of each node: allocated / total * 100."""
+    from leasehold.api.job.v1 import job_service_pb2 as wire
+    from leasehold.cli import connection, job_tables, names
+    from leasehold.rpc import job_documents
+
+    names.checked_node(node)
+    with connection.connect(addr, timeout) as allocator:
+        request = wire.GetUtilizationRequest(node=names.node(allocator, node))
+        document = job_documents.utilization(allocator.call("GetUtilization", request))
+    if form is NAME:
+        output.lines([each["node"] for each in document["nodes"]])
+    elif form is not TABLE:
+        output.data(document, form)
+    else:
+        job_tables.utilization(document)
+
+
+@app.command()
 def delete(
     node: options.Node, addr: options.Addr = None, timeout: options.Timeout = options.TIMEOUT_SECONDS
 ) -> None:

@@ -137,7 +137,7 @@ def grid(
     The columns named in `right` are aligned to it. With a `width`, in characters, the last column is wrapped
     where it would go beyond; nothing is ever cut off.
     """
-    cells = [[_printable(cell) for cell in row] for row in (columns, *rows)]
+    cells = [[printable(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     if width is not None:
         before = sum(widths[:-1]) + len(GAP) * (len(widths) - 1)
@@ -157,8 +157,8 @@ def _row(cells: Sequence[str], widths: Sequence[int], is_right: Sequence[bool]) 
     return f"\n{' ' * len(start)}".join((start + parts[0], *parts[1:])).rstrip()
 
 
-def _printable(cell: str) -> str:
-    # A control character would drive the reader's terminal, or break the row.
+def printable(cell: str) -> str:
+    """The text without what would drive the reader's terminal, or break the row."""
     return cell if cell.isprintable() else cell.encode("unicode_escape").decode("ascii")
 
 

@@ -234,7 +234,7 @@ def logs(
             chunk = result.log
             if chunk.lost_bytes:
                 output.say(f"leasehold: {chunk.lost_bytes} bytes were lost by a rotation")
-            _write(chunk.data, decoder)
+            write_log(chunk.data, decoder)
             if chunk.is_end or not follow:
                 return
             if not chunk.data:  # a node that does not wait is not asked in a tight circle
@@ -243,8 +243,8 @@ def logs(
             reading.wait.CopyFrom(wire_values.encode_seconds(LOG_WAIT_SECONDS))
 
 
-def _write(data: bytes, decoder: codecs.IncrementalDecoder) -> None:
-    """A worker's own bytes, as they are; on a terminal what would drive it is shown instead."""
+def write_log(data: bytes, decoder: codecs.IncrementalDecoder) -> None:
+    """Bytes of a log, as they are; on a terminal what would drive it is shown instead."""
     if not output.is_terminal():
         output.write_bytes(data)
         return

@@ -18,6 +18,9 @@ from leasehold.client.allocation import Allocation, AllocationState
 from leasehold.client.budgets import AsyncBudget, Budget
 from leasehold.client.clients import AsyncClient, Client, connect, connect_blocking
 from leasehold.client.executor import BudgetExecutor
+from leasehold.client.job_specs import job_spec
+from leasehold.client.job_tasks import allocated, current_allocation
+from leasehold.client.jobs import AsyncJobs, Jobs
 from leasehold.client.permits import AsyncPermit, Permit
 from leasehold.core import errors
 
@@ -26,12 +29,17 @@ __all__ = [
     "AllocationState",
     "AsyncBudget",
     "AsyncClient",
+    "AsyncJobs",
     "AsyncPermit",
     "Budget",
     "BudgetExecutor",
     "Client",
+    "Jobs",
     "Permit",
+    "allocated",
     "connect",
     "connect_blocking",
+    "current_allocation",
     "errors",
+    "job_spec",
 ]

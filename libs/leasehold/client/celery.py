@@ -20,13 +20,14 @@ from typing import Any
 
 import celery
 from leasehold.client import celery_activity, celery_redelivery, celery_settings
+from leasehold.client.celery_allocation import allocated
 from leasehold.client.celery_budget import budgeted, current_permit
 from leasehold.client.celery_lint import lint
 from leasehold.client.celery_redelivery import REDELIVERIES_MAX, revive
 from leasehold.client.celery_settings import Finding
 from leasehold.core import errors
 
-__all__ = ["Finding", "budgeted", "configure", "current_permit", "lint", "revive", "settings"]
+__all__ = ["Finding", "allocated", "budgeted", "configure", "current_permit", "lint", "revive", "settings"]
 
 
 def settings(

@@ -102,7 +102,7 @@ def budgeted(
                 try:
                     stack.enter_context(permit)
                 except errors.DeadlineExceeded as error:
-                    _put_off(error, retry_seconds, give_up_seconds)
+                    put_off(error, retry_seconds, give_up_seconds)
                 token = _permit.set(permit)
                 stack.callback(_permit.reset, token)
                 return function(*args, **kwargs)
@@ -118,7 +118,7 @@ def _amount(amount: Amount, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     return amount(*args, **kwargs) if callable(amount) else amount
 
 
-def _put_off(error: errors.DeadlineExceeded, retry_seconds: float, give_up_seconds: float | None) -> None:
+def put_off(error: errors.LeaseholdError, retry_seconds: float, give_up_seconds: float | None) -> None:
     """Queue the running task again, and leave it; raises `error` where that cannot be, or was long enough."""
     task = celery.current_task
     request = task.request if task else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from leasehold.client import budgets, environment, runtime
 from leasehold.client import engine as engines
+from leasehold.client import jobs as job_faces
 from leasehold.core import errors
 
 if TYPE_CHECKING:
@@ -53,16 +54,27 @@ class _BaseClient:
                 self._engines[name] = engine
             return engine
 
-    def _give_up(self) -> list[futures.Future[None]]:
+    def _give_up(self, jobs: job_faces.BaseJobs) -> list[futures.Future[None]]:
         with runtime.PROCESS.lock:
             self._is_closed = True
             given, self._engines = list(self._engines.values()), {}
-        pending = [runtime.PROCESS.give_up(engine) for engine in given]
+        pending = [*(runtime.PROCESS.give_up(engine) for engine in given), jobs.leave()]
         return [future for future in pending if future is not None]
 
 
 class Client(_BaseClient):
     """A connection for threads. Every method may be called from any of them."""
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str] | None,
+        worker_id: str | None,
+        tls_files: "tls.TlsFiles | None",
+        timeout_seconds: float,
+    ) -> None:
+        super().__init__(addresses, worker_id, tls_files)
+        #: Jobs, and allocations of CPUs and memory.
+        self.jobs = job_faces.Jobs(self._endpoint, timeout_seconds=timeout_seconds)
 
     def budget(self, name: str) -> budgets.Budget:
         """This worker's part of the budget `name`. Raises `InvalidArgument` if that is no name.
@@ -73,7 +85,7 @@ class Client(_BaseClient):
 
     def close(self) -> None:
         """Give the leases back, and fail who still waits. A second time does nothing."""
-        futures.wait(self._give_up(), _CLOSE_SECONDS)
+        futures.wait(self._give_up(self.jobs), _CLOSE_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +99,17 @@ class Client(_BaseClient):
 class AsyncClient(_BaseClient):
     """A connection for asyncio. Its budgets may be used from several event loops."""
 
+    def __init__(
+        self,
+        addresses: str | Sequence[str] | None,
+        worker_id: str | None,
+        tls_files: "tls.TlsFiles | None",
+        timeout_seconds: float,
+    ) -> None:
+        super().__init__(addresses, worker_id, tls_files)
+        #: Jobs, and allocations of CPUs and memory.
+        self.jobs = job_faces.AsyncJobs(self._endpoint, timeout_seconds=timeout_seconds)
+
     def budget(self, name: str) -> budgets.AsyncBudget:
         """This worker's part of the budget `name`. Raises `InvalidArgument` if that is no name.
 
@@ -96,7 +119,7 @@ class AsyncClient(_BaseClient):
 
     async def close(self) -> None:
         """Give the leases back, and fail who still waits. A second time does nothing."""
-        pending = [asyncio.wrap_future(future) for future in self._give_up()]
+        pending = [asyncio.wrap_future(future) for future in self._give_up(self.jobs)]
         if pending:
             await asyncio.wait(pending, timeout=_CLOSE_SECONDS)
 
@@ -114,15 +137,17 @@ def connect(
     *,
     worker_id: str | None = None,
     tls_files: "tls.TlsFiles | None" = None,
+    timeout_seconds: float = job_faces.TIMEOUT_SECONDS,
 ) -> AsyncClient:
     """A client for asyncio: ``async with client.connect() as leasehold: ...``.
 
     `addresses` are allocators, ``host:port`` (several in a list, or with commas between); default: of
     ``LEASEHOLD_ADDR``, else ``127.0.0.1:7400``. `worker_id` names this worker, uniquely among all; default: of
     ``WORKER_ID``, else ``worker_<pid>``. Clients of one process with the same of both share their leases.
-    Connects with the first use of a budget. Raises `InvalidArgument` for a malformed value.
+    `timeout_seconds` bounds each call about jobs. Connects with the first use. Raises `InvalidArgument` for a
+    malformed value.
     """
-    return AsyncClient(addresses, worker_id, tls_files)
+    return AsyncClient(addresses, worker_id, tls_files, timeout_seconds)
 
 
 def connect_blocking(
@@ -130,6 +155,7 @@ def connect_blocking(
     *,
     worker_id: str | None = None,
     tls_files: "tls.TlsFiles | None" = None,
+    timeout_seconds: float = job_faces.TIMEOUT_SECONDS,
 ) -> Client:
     """A client for threads: ``with client.connect_blocking() as leasehold: ...``; see `connect`."""
-    return Client(addresses, worker_id, tls_files)
+    return Client(addresses, worker_id, tls_files, timeout_seconds)

@@ -18,12 +18,13 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from leasehold.client import engine as engines
 from leasehold.client import environment, relay_link
 from leasehold.client import link as links
 from leasehold.client import session as sessions
+from leasehold.core import errors
 from leasehold.core.budget import model
 from leasehold.observe import logs
 
@@ -81,6 +82,14 @@ class IoThread:
         self._thread.join(timeout_seconds)
 
 
+class Closing(Protocol):
+    """What has connections on the I/O thread."""
+
+    async def close(self) -> None:
+        """Close them."""
+        ...
+
+
 class Runtime:
     """Engines and sessions of this process, counted by their users. Safe to use from any thread."""
 
@@ -96,6 +105,7 @@ class Runtime:
         self._is_fork_safe = True
         self._is_collecting = True
         self._inherited: list[object] = []
+        self._closings: set[Closing] = set()
 
     def engine(self, endpoint: Endpoint, budget: str, worker_id: str | None) -> engines.Engine:
         """The engine of this worker's part of `budget`, shared by all who ask; `give_up` when done."""
@@ -155,6 +165,9 @@ class Runtime:
         with self.lock:
             io, started = self._io, [each for each in self._engines.values() if each.poke is not None]
             pending = [future for engine in started for future in self._give_up_wholly(engine)]
+            if io is not None:
+                pending += [io.submit(each.close()) for each in self._closings]
+            self._closings = set()
             self._io = None
         concurrent.futures.wait(pending, CLOSE_SECONDS)
         if io is not None:
@@ -185,6 +198,33 @@ class Runtime:
             from leasehold.client import grpc_link
         return grpc_link.GrpcLink(endpoint.tls_files)  # type: ignore[arg-type]  # TlsPaths is what is seen of it
 
+    # Calls of other services
+
+    def io(self, closing: "Closing") -> IoThread:
+        """The I/O thread, for calls of gRPC on it; `closing` is closed there before it ends, unless `left`.
+
+        Raises `FailedPrecondition` in the child of a fork whose parent had loaded gRPC.
+        """
+        with self.lock:
+            if self._must_relay:
+                raise errors.FailedPrecondition(
+                    "jobs cannot be used in the child of a fork whose parent had loaded gRPC: use them "
+                    "first in the child, or start it by `spawn`"
+                )
+            if self._io is None:
+                self._io = IoThread()
+                self._close_with_process()
+            self._is_fork_safe = "grpc" not in sys.modules or os.environ.get(_FORK_VARIABLE) == "0"
+            with _without_fork_support():
+                import grpc  # noqa: F401  see `_link`
+            self._closings.add(closing)
+            return self._io
+
+    def left(self, closing: "Closing") -> None:
+        """It has closed itself."""
+        with self.lock:
+            self._closings.discard(closing)
+
     # Fork
 
     def before_fork(self) -> None:
@@ -209,11 +249,11 @@ class Runtime:
         if self._must_relay:
             # Never used here, and never freed: to free gRPC's objects without its threads can crash. Those of
             # which only a thread knew that is no more would be garbage, so what there is now is exempt.
-            self._inherited += [self._io, self._sessions]
+            self._inherited += [self._io, self._sessions, self._closings]
             gc.freeze()
         if self._is_collecting:
             gc.enable()
-        self._io, self._sessions = None, {}
+        self._io, self._sessions, self._closings = None, {}, set()
         self._is_forked = True
         for key, engine in self._engines.items():
             engine.begin_anew(self._name(key.worker_id), None)
