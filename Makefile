@@ -9,7 +9,7 @@ SOURCES := libs services agents tests
 # Most tests wait for real processes: two workers a processor keep both processors busy.
 WORKERS ?= $(shell echo $$(( 2 * $$(nproc) )))
 
-.PHONY: help run run-workers up test soak check fmt lint types imports proto proto-check bench lock clean
+.PHONY: help run run-workers run-jobs up test soak check fmt lint types imports proto proto-check bench lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ run: $(VENV_RUN)/.ready ## Set everything up and run the main job: workers share
 
 run-workers: $(VENV_RUN)/.ready ## The second scene: a Celery pool that memory sizes and no SIGKILL loses
 	@$(VENV_RUN)/bin/python -m leasehold.demo.pool_run $(ARGS)
+
+run-jobs: $(VENV_RUN)/.ready ## The third scene: jobs on four hosts, the leader and an agent killed in the midst
+	@$(VENV_RUN)/bin/python -m leasehold.demo.job_run $(ARGS)
 
 up: $(VENV_RUN)/.ready ## Start the whole system here, until Ctrl-C
 	@$(VENV_RUN)/bin/leasehold up $(ARGS)

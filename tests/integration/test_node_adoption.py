@@ -119,6 +119,7 @@ async def test_what_is_forgotten_is_gone_and_its_log_stays(make_host: MakeHost) 
     host = make_host()
     await host.run(1, ("echo", "hello"))
     (worker_id,) = host.ended
+    await until(lambda: worker_id not in members.find_all(), "its shim, which outlives it by a moment, is gone")
     host.processes.forget(worker_id)
     host = make_host()
 

@@ -38,9 +38,16 @@ def allocator(address: str | None, data_dir: pathlib.Path, announce: Callable[[s
 
 def start_allocator(stack: devstack.Stack, announce: Callable[[str], None]) -> str:
     """Start an allocator on a free port; its address, once it serves. Raises `Unavailable` if it does not."""
+    child, address = spawn_allocator(stack, "allocator")
+    wait_for_allocator(child, address, announce)
+    return address
+
+
+def spawn_allocator(stack: devstack.Stack, name: str) -> tuple[devstack.Child, str]:
+    """Start an allocator on a free port; its process and its address."""
     address = f"{ports.HOST}:{ports.free_port()}"
     child = stack.spawn(
-        "allocator",
+        name,
         [sys.executable, "-m", "leasehold.allocator", "--listen", address],
         env={
             **os.environ,
@@ -48,12 +55,16 @@ def start_allocator(stack: devstack.Stack, announce: Callable[[str], None]) -> s
             "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
         },
     )
+    return child, address
+
+
+def wait_for_allocator(child: devstack.Child, address: str, announce: Callable[[str], None]) -> None:
+    """Wait until it serves. Raises `Unavailable` if it does not."""
     began_seconds = time.monotonic()
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         child.wait_until(lambda: _is_serving(health), timeout_seconds=READY_SECONDS, cancel=threading.Event())
     announce(f"the allocator serves on {address}, {time.monotonic() - began_seconds:.1f} s")
-    return address
 
 
 def _is_serving(health: health_pb2_grpc.HealthStub) -> bool:
