@@ -22,7 +22,7 @@ from leasehold.api.node.v1 import (
 )
 from leasehold.rpc import errors as rpc_errors
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 #: A host of 400 MB with a reserve of 50 MB, for workers of 50 MB: 7 fit.
 SETTINGS = {

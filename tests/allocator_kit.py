@@ -31,7 +31,7 @@ SUSPECT = wire.HOLDER_STATE_SUSPECT
 
 CLOCK = clocks.BootClock()
 MICRO = quantity.MICRO
-DEADLINE_SECONDS = 15.0
+DEADLINE_SECONDS = 60.0
 
 
 def now() -> float:
@@ -126,12 +126,12 @@ class AllocatorProcess:
         self.process.send_signal(signal.SIGCONT)
         return now()
 
-    async def terminate(self, seconds: float = 12.0) -> int:
+    async def terminate(self, seconds: float = 30.0) -> int:
         """SIGTERM, and the exit code."""
         self.process.terminate()
         return await self.wait(seconds)
 
-    async def wait(self, seconds: float = 12.0) -> int:
+    async def wait(self, seconds: float = 30.0) -> int:
         """The exit code, once it has ended."""
         await until(lambda: self.process.poll() is not None, f"{self.address} ends", seconds=seconds)
         return int(self.process.returncode)

@@ -92,7 +92,7 @@ class CeleryWorker:
         else:
             os.kill(self.main, number)
 
-    async def ended(self, seconds: float = 20.0) -> int:
+    async def ended(self, seconds: float = 60.0) -> int:
         """Its exit code, once it has ended."""
         try:
             await until(lambda: self._process.poll() is not None, f"{self.name} ends", seconds=seconds)
@@ -160,7 +160,7 @@ class CeleryScene:
         """What the tasks `ask` wrote."""
         return [json.loads(line) for line in self._ledger.lrange("calls", 0, -1)]
 
-    async def until_count(self, event: str, key: str, count: int = 1, seconds: float = 20.0) -> None:
+    async def until_count(self, event: str, key: str, count: int = 1, seconds: float = 60.0) -> None:
         """Wait until something happened to a key so often."""
         try:
             await until(

@@ -15,7 +15,7 @@ from leasehold.core import errors
 from leasehold.rpc import errors as rpc_errors
 from leasehold.rpc import job_codec, options
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 NODE = "r620-1"
 
 

@@ -174,7 +174,7 @@ async def job(fleet: Fleet, job_id: str, *, at: AllocatorProcess | None = None) 
     return answer.job  # type: ignore[no-any-return]
 
 
-async def until_state(fleet: Fleet, job_id: str, state: str, *, seconds: float = 20.0) -> job_pb2.Job:
+async def until_state(fleet: Fleet, job_id: str, state: str, *, seconds: float = 60.0) -> job_pb2.Job:
     """The job once it is in a state, as `COMPLETED`; leaders may change meanwhile."""
     wanted = job_pb2.JobState.Value(f"JOB_STATE_{state}")
     last: list[job_pb2.Job] = []
@@ -193,7 +193,7 @@ async def until_state(fleet: Fleet, job_id: str, state: str, *, seconds: float =
     return reached
 
 
-async def ready(fleet: Fleet, *, seconds: float = 20.0) -> AllocatorProcess:
+async def ready(fleet: Fleet, *, seconds: float = 60.0) -> AllocatorProcess:
     """The leader, once it takes jobs."""
     leader = await fleet.ready(seconds=seconds)
 
@@ -208,7 +208,7 @@ async def ready(fleet: Fleet, *, seconds: float = 20.0) -> AllocatorProcess:
     return leader
 
 
-async def until_capacity(fleet: Fleet, name: str, *, seconds: float = 20.0) -> None:
+async def until_capacity(fleet: Fleet, name: str, *, seconds: float = 60.0) -> None:
     """Return once a node can be given jobs."""
 
     async def has() -> bool:

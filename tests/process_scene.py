@@ -25,7 +25,7 @@ from leasehold.nodeagent import cgroup_v1, cgroups, members, processes, state, w
 from leasehold.runtime.identity import ProcessIdentity
 
 NODE = "test-host"
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 
 
 def python(code: str) -> tuple[str, ...]:
