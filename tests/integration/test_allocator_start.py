@@ -86,7 +86,7 @@ async def test_a_signal_ends_one_that_still_waits_for_etcd(make_fleet: MakeFleet
     fleet = make_fleet(etcd="127.0.0.1:9")
     member = fleet.members[0]
     member.start()
-    await until(lambda: "server_started" in member.log(), "it waits")
+    await until(lambda: "waiting_for_etcd" in member.log(), "it waits")
     assert await member.terminate() == 0
     assert "Traceback" not in member.log()
 

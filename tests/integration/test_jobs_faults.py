@@ -134,6 +134,7 @@ async def test_an_end_while_there_is_no_leader_is_told_to_the_next(make_fleet: M
     assert ended.outcome.exit_code == 3
 
 
+@pytest.mark.alone
 async def test_a_leader_that_was_frozen_past_its_lease_commits_nothing_afterwards(
     make_fleet: MakeFleet,
 ) -> None:
