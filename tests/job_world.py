@@ -228,19 +228,23 @@ class Agent:
                 self._tell(message.ref)
         elif isinstance(message, effects.Stop):
             self.asked_to_stop.add(message.ref)
-            if message.ref not in self.executions.running and self.known.get(message.ref) is None:
-                # A tombstone: it never starts.
-                self.end(message.ref, EndCause.CANCELLED)
-        elif isinstance(message, effects.Forget):
-            assert self.known.get(message.ref) is not None, "what has not ended was to be forgotten"
-            del self.known[message.ref]
+            is_running = message.ref in self.known and message.ref in self.executions.running
+            if not is_running and self.known.get(message.ref) is None:
+                # A tombstone: it never starts here. What a lost folder knew runs on.
+                self.known[message.ref] = model.Outcome(cause=EndCause.CANCELLED)
+                self._tell(message.ref)
+        elif isinstance(message, effects.Forget) and message.ref in self.known:
+            assert self.known.pop(message.ref) is not None, "what has not ended was to be forgotten"
 
     def start(self, ref: AttemptRef, now: float) -> None:
         self.executions.start(ref, self.name, now)
         self._tell(ref)
 
     def end(self, ref: AttemptRef, cause: EndCause) -> None:
-        self.executions.running.pop(ref, None)
+        del self.executions.running[ref]
+        if ref not in self.known:
+            # The folder that it was to be kept in is lost.
+            return
         self.known[ref] = model.Outcome(cause=cause)
         self._tell(ref)
 
@@ -249,9 +253,10 @@ class Agent:
         self.is_connected = False
         self.inbox.clear()
         self.outbox.clear()
+        for ref in self.running():
+            del self.executions.running[ref]
         for ref, outcome in self.known.items():
             if outcome is None:
-                self.executions.running.pop(ref, None)
                 self.known[ref] = model.Outcome(cause=EndCause.NODE_LOST)
 
     def disconnect(self) -> None:
@@ -261,9 +266,7 @@ class Agent:
 
     def waiting_to_start(self) -> list[AttemptRef]:
         return [
-            ref
-            for ref, outcome in self.known.items()
-            if outcome is None and ref not in self.executions.running and not self.executions.starts.get(ref)
+            ref for ref, outcome in self.known.items() if outcome is None and ref not in self.executions.running
         ]
 
     def running(self) -> list[AttemptRef]:

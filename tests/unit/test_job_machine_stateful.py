@@ -1,9 +1,13 @@
-"""Callers, agents, holders, leaders and Postgres in any order, judged by a ledger and books of what ran."""
+"""Callers, agents, holders, leaders and Postgres in any order, judged by a ledger and by what really ran."""
 
+import inspect
 import itertools
-from typing import Any
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import job_world
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -16,7 +20,16 @@ NAMES = ("a", "b", "c")
 NODES = st.sampled_from(NAMES)
 TTL_SECONDS = 30.0
 GRACE_SECONDS = 90.0
-ENDS = st.sampled_from([EndCause.SUCCEEDED, EndCause.FAILED, EndCause.OOM_KILLED, EndCause.NOT_STARTED])
+PICKS = st.integers(0, 1_000)
+CAUSES = [EndCause.SUCCEEDED, EndCause.FAILED, EndCause.OOM_KILLED, EndCause.NODE_LOST]
+ENDS = st.sampled_from(CAUSES)
+
+
+Value = TypeVar("Value")
+
+
+def _picked(values: Sequence[Value], pick: int) -> Value:
+    return values[pick % len(values)]
 
 
 class Jobs(RuleBasedStateMachine):
@@ -33,6 +46,7 @@ class Jobs(RuleBasedStateMachine):
         self.is_lost = False
         #: What was asked under a ticket of the present leader, and what was answered to a key, whoever led.
         self.asked: dict[int, changes.RequestKey | None] = {}
+        self.hung_up: set[int] = set()
         self.told: dict[changes.RequestKey, Any] = {}
         #: Until when each holder works, as it counts.
         self.holders: dict[AttemptRef, float] = {}
@@ -68,6 +82,8 @@ class Jobs(RuleBasedStateMachine):
         invariants.check(self.leader)
 
     def _answered(self, effect: effects.Answer) -> None:
+        if effect.ticket in self.hung_up:
+            return
         assert effect.ticket in self.asked, "a ticket is answered once"
         key = self.asked.pop(effect.ticket)
         value = effect.value
@@ -153,25 +169,27 @@ class Jobs(RuleBasedStateMachine):
         self.asked[ticket] = key
         self.settle()
 
-    @rule(data=st.data())
-    def a_caller_hangs_up(self, data: Any) -> None:
+    @rule(pick=PICKS)
+    def a_caller_hangs_up(self, pick: int) -> None:
         if self.asked:
-            ticket = data.draw(st.sampled_from(sorted(self.asked)))
+            ticket = _picked(sorted(self.asked), pick)
             self.leader.give_up(self.now, ticket)
+            del self.asked[ticket]
+            self.hung_up.add(ticket)
             self.settle()
 
-    @rule(data=st.data())
-    def cancel(self, data: Any) -> None:
+    @rule(pick=PICKS)
+    def cancel(self, pick: int) -> None:
         if self.ledger.jobs:
-            job_id = data.draw(st.sampled_from(sorted(self.ledger.jobs)))
+            job_id = _picked(sorted(self.ledger.jobs), pick)
             self.asked[self.leader.cancel(self.now, job_id, "someone")] = None
             self.settle()
 
-    @rule(data=st.data(), is_late=st.booleans())
-    def renew(self, data: Any, is_late: bool) -> None:
+    @rule(pick=PICKS)
+    def renew(self, pick: int) -> None:
         if not self.holders:
             return
-        ref = data.draw(st.sampled_from(sorted(self.holders)))
+        ref = _picked(sorted(self.holders), pick)
         try:
             self.leader.renew(self.now, ref)
         except errors.AllocationLapsed:
@@ -182,10 +200,10 @@ class Jobs(RuleBasedStateMachine):
             self.holders[ref] = self.now + TTL_SECONDS
         self.settle()
 
-    @rule(data=st.data(), is_failed=st.booleans())
-    def release(self, data: Any, is_failed: bool) -> None:
+    @rule(pick=PICKS, is_failed=st.booleans())
+    def release(self, pick: int, is_failed: bool) -> None:
         if self.holders:
-            ref = data.draw(st.sampled_from(sorted(self.holders)))
+            ref = _picked(sorted(self.holders), pick)
             del self.holders[ref]
             self.asked[self.leader.release(self.now, ref, is_failed=is_failed, detail="")] = None
             self.settle()
@@ -209,6 +227,8 @@ class Jobs(RuleBasedStateMachine):
         for job_id, row in list(self.ledger.live.items()):
             agent = self.agents[row.node]
             if job_id in {ref.job_id for ref in self.holders} or row.ref in agent.known or agent.inbox:
+                continue
+            if row.ref in self.executions.running:
                 continue
             if self.leader.phase(row.ref) is model.AttemptPhase.UNKNOWN:
                 ticket = self.leader.force_release(self.now, row.ref, cause="looked at it", actor="someone")
@@ -283,6 +303,7 @@ class Jobs(RuleBasedStateMachine):
             self._cut(self.flight)
         self.flight, self.is_lost = None, False
         self.asked.clear()
+        self.hung_up.clear()
         for agent in self.agents.values():
             agent.disconnect()
         self.leader = self._new_leader()
@@ -313,6 +334,14 @@ class Jobs(RuleBasedStateMachine):
         self.disconnect(name)
         self.agents[name].reboot()
 
+    @rule(name=NODES)
+    def the_state_folder_is_lost(self, name: str) -> None:
+        """What was started runs on, and the next agent knows nothing of it."""
+        self.disconnect(name)
+        agent = self.agents[name]
+        agent.folder += 1
+        agent.known.clear()
+
     @rule(name=NODES, cpus=st.integers(0, 6), is_draining=st.booleans())
     def declare(self, name: str, cpus: int, is_draining: bool) -> None:
         agent = self.agents[name]
@@ -340,12 +369,12 @@ class Jobs(RuleBasedStateMachine):
         for ref in agent.waiting_to_start():
             agent.start(ref, self.now)
 
-    @rule(name=NODES, cause=ENDS, data=st.data())
-    def end(self, name: str, cause: EndCause, data: Any) -> None:
+    @rule(name=NODES, cause=ENDS, pick=PICKS)
+    def end(self, name: str, cause: EndCause, pick: int) -> None:
         agent = self.agents[name]
         running = agent.running()
         if running:
-            agent.end(data.draw(st.sampled_from(sorted(running))), cause)
+            agent.end(_picked(sorted(running), pick), cause)
 
     @rule(name=NODES)
     def stop(self, name: str) -> None:
@@ -353,6 +382,25 @@ class Jobs(RuleBasedStateMachine):
         for ref in agent.running():
             if ref in agent.asked_to_stop:
                 agent.end(ref, EndCause.CANCELLED)
+
+    @rule(name=NODES, cause=ENDS)
+    def all_goes_well(self, name: str, cause: EndCause) -> None:
+        """What is asked for is committed, told, begun; and something ends."""
+        self.flush_at_once()
+        if not self.agents[name].is_connected:
+            self.connect(name)
+        self.flush_at_once()
+        self._hosts_go_on()
+        self.end(name, cause, 0)
+
+    def _hosts_go_on(self) -> None:
+        for name, agent in self.agents.items():
+            while agent.inbox or agent.outbox:
+                self.the_agent_hears(name)
+                self.the_leader_hears(name)
+            self.start(name)
+            while agent.outbox:
+                self.the_leader_hears(name)
 
     # Time
 
@@ -403,14 +451,14 @@ class Jobs(RuleBasedStateMachine):
             del self.holders[ref]
         for name, agent in self.agents.items():
             agent.cpus, agent.is_draining = 6, False
+            if agent.folder > 1:
+                # Nothing less proves that what the lost folder knew is over.
+                self.reboot(name)
             self.connect(name)
         for _ in range(60):
             self.flush_at_once()
-            for name, agent in self.agents.items():
-                while agent.inbox or agent.outbox:
-                    self.the_agent_hears(name)
-                    self.the_leader_hears(name)
-                self.start(name)
+            self._hosts_go_on()
+            for agent in self.agents.values():
                 for ref in agent.running():
                     agent.end(ref, EndCause.SUCCEEDED)
             self.time_passes(29.0)
@@ -427,6 +475,7 @@ class Jobs(RuleBasedStateMachine):
             is_held_back = quota is not None and quota < 6
             assert job.state in model.TERMINAL_STATES or is_held_back, f"never came to its end: {job}"
         assert not self.executions.running
+        assert not self.asked, "somebody was never answered"
 
     def _acknowledge(self) -> None:
         if self.leader.is_breaker_open:
@@ -435,6 +484,52 @@ class Jobs(RuleBasedStateMachine):
             except errors.FailedPrecondition:
                 return
             self.settle()
+
+
+def _arguments(chance: random.Random) -> dict[str, Any]:
+    return {
+        "name": chance.choice(NAMES),
+        "pick": chance.randrange(1_000),
+        "cause": chance.choice(CAUSES),
+        "cpus": chance.randint(1, 4),
+        "count": chance.randint(1, 3),
+        "request": chance.choice(["", "", f"r{chance.randint(1, 9)}"]),
+        "attempts": chance.randint(1, 3),
+        "on_lost": chance.choice(list(model.OnLost)),
+        "queue": chance.choice(["default", "default", "narrow"]),
+        "is_all_or_none": chance.random() < 0.5,
+        "wait": chance.choice([0.0, 5.0, 60.0]),
+        "is_failed": chance.random() < 0.5,
+        "quota": chance.choice([None, 1, 3]),
+        "fate": chance.choice(["done", "done", "done", "cut before", "cut after"]),
+        "is_draining": chance.random() < 0.2,
+        "seconds": chance.choice([0.5, 0.5, 5.0, 29.0, 70.0, 200.0]),
+    }
+
+
+SEEDS = [*range(60), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(60, 2_000))]
+WEIGHTS = {
+    "submit": 12, "acquire": 8, "a_caller_hangs_up": 2, "cancel": 3, "renew": 10, "release": 3, "put_queue": 1,
+    "delete_queue": 1, "an_operator_forces_what_is_surely_over": 1, "flush": 15, "the_answer_comes": 15,
+    "postgres_is_read_anew": 5, "flush_at_once": 6, "another_leader": 1, "connect": 4, "disconnect": 3,
+    "reboot": 1, "the_state_folder_is_lost": 1, "declare": 2, "the_agent_hears": 15, "the_leader_hears": 15,
+    "start": 10, "end": 6, "stop": 5, "all_goes_well": 2, "time_passes": 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_long_walks_end_well(seed: int) -> None:
+    """Longer than what is shrunk well; `pytest -k 'walks and SEED'` replays one."""
+    chance = random.Random(seed)
+    world = Jobs()
+    rules, weights = list(WEIGHTS), list(WEIGHTS.values())
+    for _ in range(300):
+        made = _arguments(chance)
+        step = getattr(world, chance.choices(rules, weights)[0])
+        step(**{name: made[name] for name in inspect.signature(step).parameters})
+        world.holders_that_obey_have_what_they_hold()
+        world.the_leader_knows_what_is_committed()
+    world.teardown()
 
 
 Jobs.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

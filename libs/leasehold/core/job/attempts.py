@@ -20,12 +20,11 @@ class Attempt:
     ref: model.AttemptRef
     spec: model.JobSpec
     node: str
-    boot_id: str
+    #: As kept, see `nodes.boot_key`.
+    boot_key: str
     held: placement.Resources
     queue: str
     phase: AttemptPhase = AttemptPhase.ALLOCATED
-    #: State folder of the agent that this leader told of it; empty: it told none.
-    node_id: str = ""
     #: This leader allocated it and told no agent: nobody can have started it.
     is_unsent: bool = False
     #: Its own agent's record says how it ended.

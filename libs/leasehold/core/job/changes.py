@@ -62,6 +62,7 @@ class SetCapacity:
     """What a node declares for jobs, and its boot. The gated total is the larger of it and what is in use."""
 
     node: str
+    #: Opaque to the ledger, 1 to 64 characters; see `nodes.boot_key`.
     boot_id: str
     declared: placement.Resources
 
@@ -79,6 +80,7 @@ class Allocate:
 
     ref: model.AttemptRef
     node: str
+    #: As the node's row tells it, or the change is STALE.
     boot_id: str
     held: placement.Resources
     queue: str

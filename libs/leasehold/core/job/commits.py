@@ -93,6 +93,7 @@ class Commits:
             return None
         batch = replace(batch, batch_id=self._new_id())
         self._execution.ends_in_flight = frozenset(change.ref.job_id for change in ends)
+        self._outbox.flying = tuple(submissions)
         self._flight = outboxes.Flight(
             batch=batch, submissions=submissions, cancels=cancels, queues=queues, planned_at=now
         )
@@ -145,7 +146,7 @@ class Commits:
                 changes.Allocate(
                     ref=model.AttemptRef(job_id, job.attempt + 1),
                     node=name,
-                    boot_id=node.boot_id,
+                    boot_id=node.boot_key,
                     held=job.spec.required,
                     queue=job.spec.queue,
                 )
@@ -185,7 +186,7 @@ class Commits:
         flight = self._flight
         if flight is None:
             raise errors.LeaseholdError("a batch came back that was not in flight")
-        self._flight = None
+        self._flight, self._outbox.flying = None, ()
         self._execution.ends_in_flight = frozenset()
         return flight
 
@@ -221,6 +222,8 @@ class Commits:
         self._answer(wish.tickets, None)
 
     def _queue_changed(self, wish: outboxes.QueueWish, verdict: Verdict) -> None:
+        if isinstance(wish.change, changes.DeleteQueue):
+            self._outbox.deleting.discard(wish.change.name)
         if verdict is Verdict.APPLIED:
             self._mirror.queue_changed(wish.change)
             self._answer(wish.tickets, None)
@@ -317,6 +320,7 @@ class Commits:
         before = self._mirror.jobs
         attempts_before = self._mirror.attempts
         flight, self._flight = self._flight, None
+        self._outbox.flying = ()
         self._execution.ends_in_flight = frozenset()
         self._is_reload_due = False
         self._mirror.load(now, wall, snapshot)
@@ -398,6 +402,8 @@ class Commits:
         return True
 
     def _answer_queue(self, wish: outboxes.QueueWish) -> None:
+        if isinstance(wish.change, changes.DeleteQueue):
+            self._outbox.deleting.discard(wish.change.name)
         names = {queue.name for queue in self._mirror.scheduler.queues()}
         if isinstance(wish.change, changes.DeleteQueue) and wish.change.name in names:
             error = errors.FailedPrecondition(f"queue {wish.change.name} has jobs", field="name")

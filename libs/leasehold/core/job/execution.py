@@ -92,10 +92,11 @@ class Execution:
     def _absent(self, node: nodes.NodeLife, attempt: attempts.Attempt) -> None:
         if attempt.end is not None:
             return
-        facts = node.facts
-        is_known_folder = facts is not None and attempt.node_id in ("", facts.node_id)
-        if is_known_folder:
+        if node.facts is not None and attempt.boot_key == nodes.boot_key(node.facts):
             self._tell(node, attempt)
+            return
+        if attempt.is_unsent:
+            self._never_sent(attempt)
             return
         self._out.append(
             effects.Note(
@@ -120,9 +121,16 @@ class Execution:
     def _is_orphan(self, node: nodes.NodeLife, attempt: attempts.Attempt) -> bool:
         return (
             node.facts is not None
-            and attempt.boot_id != node.facts.boot_id
+            and nodes.boot_of(attempt.boot_key) != node.facts.boot_id
             and attempt.end is None
-            and not attempt.is_external
+        )
+
+    def _is_of_another_folder(self, node: nodes.NodeLife, attempt: attempts.Attempt) -> bool:
+        """Whether it may still run, without the agent of now knowing of it."""
+        return (
+            node.facts is not None
+            and nodes.boot_of(attempt.boot_key) == node.facts.boot_id
+            and attempt.boot_key != nodes.boot_key(node.facts)
         )
 
     def _lost_by_boot(self, node: nodes.NodeLife, attempt: attempts.Attempt) -> None:
@@ -140,8 +148,9 @@ class Execution:
             self._out.append(effects.Forget(name, report.ref) if is_end else effects.Stop(name, report.ref))
             return
         node = self._mirror.nodes[name]
-        if node.facts is not None and attempt.boot_id == node.facts.boot_id:
-            attempt.node_id = node.facts.node_id
+        if self._is_of_another_folder(node, attempt):
+            # This agent was never told to start it; what it says of it, a tombstone say, proves nothing.
+            return
         attempt.is_unsent = False
         if is_end and report.outcome is not None:
             attempt.is_end_reported = True
@@ -181,7 +190,7 @@ class Execution:
             return
         if attempt.is_end_reported:
             self._out.append(effects.Forget(node.name, attempt.ref))
-        elif node.facts is not None and attempt.boot_id == node.facts.boot_id and not attempt.is_unsent:
+        elif not attempt.is_unsent and nodes.boot_of(attempt.boot_key) == node.boot_id:
             self._out.append(effects.Stop(node.name, attempt.ref))
 
     # What is committed
@@ -193,7 +202,7 @@ class Execution:
             attempt.phase = AttemptPhase.STARTED
             return
         node = self._mirror.nodes[attempt.node]
-        if node.facts is None or not node.is_connected or attempt.boot_id != node.facts.boot_id:
+        if node.facts is None or not node.is_connected or attempt.boot_key != nodes.boot_key(node.facts):
             self._never_sent(attempt)
         elif node.is_ready:
             self._tell(node, attempt)
@@ -208,12 +217,10 @@ class Execution:
             self.conclude(attempt, model.Outcome(cause=EndCause.CANCELLED, detail="it was not sent yet"))
             return
         node = self._mirror.nodes[attempt.node]
-        if node.is_ready:
+        if node.is_ready and not self._is_of_another_folder(node, attempt):
             self._stop(node, attempt)
 
     def _tell(self, node: nodes.NodeLife, attempt: attempts.Attempt) -> None:
-        if node.facts is not None:
-            attempt.node_id = node.facts.node_id
         if self._mirror.jobs[attempt.ref.job_id].is_cancel_requested:
             self._stop(node, attempt)
             return
@@ -228,4 +235,6 @@ class Execution:
         self._out.append(effects.Stop(node.name, attempt.ref))
 
     def _on(self, node: nodes.NodeLife) -> list[attempts.Attempt]:
-        return [self._mirror.attempts[job_id] for job_id in sorted(node.jobs)]
+        """Attempts that its agent runs; of what runs elsewhere it knows nothing."""
+        found = [self._mirror.attempts[job_id] for job_id in sorted(node.jobs)]
+        return [attempt for attempt in found if not attempt.is_external]

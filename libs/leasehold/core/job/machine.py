@@ -243,6 +243,7 @@ class JobMachine:
         self._now = now
         requests.check_deletable(self.mirror, self.outbox, name)
         wish = outbox.QueueWish(changes.DeleteQueue(name=name, actor=actor))
+        self.outbox.deleting.add(name)
         self.outbox.queues.append(wish)
         return self._ticket(wish.tickets)
 
@@ -382,7 +383,7 @@ class JobMachine:
         nodes = []
         for name in sorted(self.mirror.nodes):
             node = self.mirror.nodes[name]
-            if node.boot_id and (node.declared != NOTHING or node.used != NOTHING):
+            if node.boot_key and (node.declared != NOTHING or node.used != NOTHING):
                 placed = node.placed()
                 nodes.append(
                     views.NodeUtilization(

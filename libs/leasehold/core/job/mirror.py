@@ -39,13 +39,13 @@ class Mirror:
         self.pending.clear()
         self.running.clear()
         for node in self.nodes.values():
-            node.boot_id, node.declared, node.used = "", nodes.NOTHING, nodes.NOTHING
+            node.boot_key, node.declared, node.used = "", nodes.NOTHING, nodes.NOTHING
             node.jobs.clear()
         for queue in snapshot.queues:
             self.scheduler.put_queue(queue)
         for capacity in snapshot.capacities:
             node = self.node(capacity.node)
-            node.boot_id, node.declared, node.used = capacity.boot_id, capacity.declared, capacity.used
+            node.boot_key, node.declared, node.used = capacity.boot_id, capacity.declared, capacity.used
         for job in snapshot.jobs:
             self.jobs[job.job_id] = job
             if job.state is JobState.RUNNING and job.allocation is not None:
@@ -195,7 +195,7 @@ class Mirror:
     def capacity_set(self, change: changes.SetCapacity) -> None:
         """A node's row tells another capacity."""
         node = self.node(change.node)
-        node.boot_id, node.declared = change.boot_id, change.declared
+        node.boot_key, node.declared = change.boot_id, change.declared
         self.put_node(change.node)
 
     def queue_changed(self, change: changes.PutQueue | changes.DeleteQueue) -> None:

@@ -248,7 +248,7 @@ class AllocationRecord:
 
     ref: AttemptRef
     node: str
-    #: Boot of the node that it belongs to.
+    #: Boot of the node that it belongs to, with its agent's state folder.
     boot_id: str
     held: placement.Resources
     queue: str

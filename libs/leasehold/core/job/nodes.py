@@ -7,7 +7,25 @@ from leasehold.core.placement import model as placement
 
 NOTHING = placement.Resources(0, 0)
 
+#: Of `Allocate.boot_id`, as Postgres takes it.
+_BOOT_ID_LENGTH_MAX = 64
+_SEPARATOR = "/"
+
 _NEVER = float("inf")
+
+
+def boot_key(facts: effects.NodeFacts) -> str:
+    """What an allocation belongs to, as it is kept: the node's boot, and the state folder of its agent.
+
+    With the folder, so that a later leader can tell whether an agent that does not know an attempt has ever
+    been the one that was told of it.
+    """
+    return f"{facts.boot_id}{_SEPARATOR}{facts.node_id}"[:_BOOT_ID_LENGTH_MAX]
+
+
+def boot_of(key: str) -> str:
+    """The boot of a `boot_key`."""
+    return key.partition(_SEPARATOR)[0]
 
 
 @dataclass(slots=True)
@@ -19,8 +37,8 @@ class NodeLife:
     facts: effects.NodeFacts | None = None
     #: An operator has deleted it: it is to declare nothing.
     is_forgotten: bool = False
-    #: As committed; an empty boot id: it has no row yet.
-    boot_id: str = ""
+    #: As committed (see `boot_key`); empty: it has no row yet.
+    boot_key: str = ""
     declared: placement.Resources = NOTHING
     used: placement.Resources = NOTHING
     #: Jobs that have an allocation of it.
@@ -29,6 +47,11 @@ class NodeLife:
     has_inventory: bool = False
     #: When attempts of an earlier boot count as lost though no inventory came.
     orphans_at: float = _NEVER
+
+    @property
+    def boot_id(self) -> str:
+        """Of its present boot; empty: not heard."""
+        return "" if self.facts is None else self.facts.boot_id
 
     @property
     def is_connected(self) -> bool:
@@ -50,12 +73,12 @@ class NodeLife:
     def wanted(self) -> changes.SetCapacity | None:
         """What Postgres is to be told of it; None: nothing."""
         if self.is_forgotten:
-            boot_id, declared = self.boot_id, NOTHING
+            boot_id, declared = self.boot_key, NOTHING
         elif self.facts is not None:
-            boot_id, declared = self.facts.boot_id, self.facts.declared
+            boot_id, declared = boot_key(self.facts), self.facts.declared
         else:
             return None
-        if (boot_id, declared) == (self.boot_id, self.declared) or (not self.boot_id and declared == NOTHING):
+        if (boot_id, declared) == (self.boot_key, self.declared) or (not self.boot_key and declared == NOTHING):
             return None
         return changes.SetCapacity(node=self.name, boot_id=boot_id, declared=declared)
 
@@ -69,7 +92,7 @@ class NodeLife:
                 used=self.used,
                 openness=placement.Openness.NOT_READY,
             )
-        is_open = facts.is_connected and bool(self.boot_id) and self.wanted() is None
+        is_open = facts.is_connected and bool(self.boot_key) and self.wanted() is None
         return placement.Node(
             name=self.name,
             total=self.declared,

@@ -66,8 +66,12 @@ class Outbox:
 
     def __init__(self) -> None:
         self.submissions: deque[Submission] = deque()
+        #: In the batch that is on its way.
+        self.flying: tuple[Submission, ...] = ()
         self.cancels: dict[str, CancelWish] = {}
         self.queues: deque[QueueWish] = deque()
+        #: Queues that are to go, until that is answered.
+        self.deleting: set[str] = set()
         #: Jobs whose attempts have ended.
         self.ends: dict[str, None] = {}
         #: Nodes whose row may have to change.
@@ -118,6 +122,4 @@ class Outbox:
 
     def queues_used(self) -> set[str]:
         """Of jobs that are not committed yet."""
-        return {job.spec.queue for submission in self.by_key.values() for job in submission.jobs} | {
-            job.spec.queue for submission in self.submissions for job in submission.jobs
-        }
+        return {job.spec.queue for each in (*self.submissions, *self.flying) for job in each.jobs}

@@ -10,9 +10,8 @@ from leasehold.core.placement import model as placement
 
 def refusal(mirror: mirrors.Mirror, asked: outbox.Outbox, spec: model.JobSpec) -> errors.LeaseholdError | None:
     """Why a job is not taken; None: it is."""
-    if spec.queue not in {queue.name for queue in mirror.scheduler.queues()} or any(
-        isinstance(wish.change, changes.DeleteQueue) and wish.change.name == spec.queue for wish in asked.queues
-    ):
+    known = {queue.name for queue in mirror.scheduler.queues()}
+    if spec.queue not in known or spec.queue in asked.deleting:
         return errors.NotFound(f"queue: there is no queue {spec.queue}", field="queue")
     if spec.wait_for_capacity or mirror.has_unheard_room(spec.required):
         return None
@@ -53,7 +52,14 @@ def submission(
     is_all_or_none: bool,
 ) -> outbox.Submission:
     """A request's jobs, each taken or refused."""
-    refusals = [refusal(mirror, asked, spec) for spec in specs]
+    # Many jobs of a batch are alike.
+    known: dict[tuple[placement.Shape, str, bool], errors.LeaseholdError | None] = {}
+    refusals: list[errors.LeaseholdError | None] = []
+    for spec in specs:
+        kind = (spec.shape, spec.queue, spec.wait_for_capacity)
+        if kind not in known:
+            known[kind] = refusal(mirror, asked, spec)
+        refusals.append(known[kind])
     if is_all_or_none and any(refusals):
         together = errors.RefusedTogether("another job of the same request was refused")
         refusals = [error or together for error in refusals]
@@ -89,7 +95,7 @@ def check_deletable(mirror: mirrors.Mirror, asked: outbox.Outbox, name: str) -> 
     """Raises `NotFound`, or `FailedPrecondition` while jobs of a queue are pending or running."""
     if name == model.DEFAULT_QUEUE:
         raise errors.FailedPrecondition(f"queue {name} is always there", field="name")
-    if name not in {queue.name for queue in mirror.scheduler.queues()}:
+    if name not in {queue.name for queue in mirror.scheduler.queues()} or name in asked.deleting:
         raise errors.NotFound(f"there is no queue {name}", field="name")
     pending, running = mirror.pending[name], mirror.running[name]
     if pending or running or name in asked.queues_used():

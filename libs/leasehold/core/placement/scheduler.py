@@ -79,9 +79,11 @@ class Scheduler:
         """Why no known node, or not the queue's whole quota, could ever hold such a job; None: it could."""
         state = self._book.queues.get(queue)
         told = "" if state is None else explain.over_nominal(state.queue, shape.required)
-        reasons = [fit.never(shape, room.node) for room in self._book.rooms.values()]
-        if not told and None in reasons:
+        rooms = self._book.rooms.values()
+        # The first that could is enough: this is asked for every job.
+        if not told and any(fit.never(shape, room.node) is None for room in rooms):
             return None
+        reasons = [fit.never(shape, room.node) for room in rooms]
         blocked = explain.blocked(shape, reasons)
         return model.Explanation(
             summary=explain.summary(len(reasons), blocked, more=told),
