@@ -142,7 +142,7 @@ async def test_budgets_are_listed_in_pages_by_name(service: kit.Fleet, budget_na
 async def test_health_reflection_and_channelz_answer(service: kit.Fleet) -> None:
     channel = service.channel(service.members[0])
     health = health_pb2_grpc.HealthStub(channel)
-    services = ("budget.v1.BudgetService", "node.v1.NodeService")
+    services = ("budget.v1.BudgetService", "node.v1.NodeService", "job.v1.JobService")
     for name in ("", *(f"leasehold.api.{each}" for each in services)):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING, name

@@ -16,6 +16,7 @@ from leasehold.api.job.v1 import job_pb2
 from leasehold.api.job.v1 import job_service_pb2 as wire
 from leasehold.core import errors
 from node_agents import running
+from psycopg import AsyncConnection
 
 MakeFleet = Callable[..., kit.Fleet]
 
@@ -284,3 +285,64 @@ async def test_a_reboot_of_a_node_proves_that_its_job_has_ended_and_it_is_tried_
         ended = await until_state(fleet, submitted.job_id, "COMPLETED")
     assert ended.attempt == 2
     assert dict(after.starts) == {(submitted.job_id, 2): 1}
+
+
+async def test_rows_that_were_ended_by_hand_are_released_by_the_sweep_and_told_as_a_fault(
+    make_fleet: MakeFleet, postgres_dsn: str
+) -> None:
+    fleet = make_fleet()
+    await fleet.start()
+    leader = await job_agents.ready(fleet)
+    agent = JobAgent(fleet.addresses, registration("r1", cpus=2))
+    async with hosts(fleet, agent):
+        submitted = await submit(fleet, spec(2))
+        ref = (submitted.job_id, 1)
+        await until(lambda: ref in agent.records, "it has started")
+        async with await AsyncConnection.connect(postgres_dsn) as connection:
+            await connection.execute(
+                "UPDATE job SET state = 'FAILED', end_time = now() WHERE job_id = %s", (submitted.job_id,)
+            )
+
+        async def is_free() -> bool:
+            answer = await ask(fleet, "GetUtilization", wire.GetUtilizationRequest())
+            return bool(answer.total.allocated_cpus == 0)
+
+        await until(is_free, "what it had is free again", seconds=15)
+        await until(lambda: ref in agent.stopped, "what runs of it is stopped")
+        after = await submit(fleet, spec(2))
+        await until(lambda: (after.job_id, 1) in agent.records, "the node is given another")
+        assert "ended_jobs_were_not_released" in leader.log()
+        assert await _findings(fleet) == []
+
+
+async def test_an_audit_hears_agents_and_tells_what_it_cannot_know(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    await fleet.start()
+    await job_agents.ready(fleet)
+    agent = JobAgent(fleet.addresses, registration("r1", cpus=4))
+    async with hosts(fleet, agent):
+        submitted = await submit(fleet)
+        await until(lambda: (submitted.job_id, 1) in agent.records, "it has started")
+        # A command that nobody knows of, and an agent that does not hear that it must end.
+        agent.is_hearing_jobs = False
+        stranger = (str(uuid.uuid4()), 1)
+        agent.report(stranger, job_pb2.ATTEMPT_PHASE_STARTED)
+        first = await until(lambda: _of_rule(fleet, "RUNS_UNALLOCATED"), "it is found")
+        assert first.verdict in ("IN_FLIGHT", "DEFINITE") and stranger[0] in first.subject
+
+        async def is_settled() -> bool:
+            found = await _of_rule(fleet, "RUNS_UNALLOCATED")
+            return found is not None and found.verdict == "DEFINITE"
+
+        await until(is_settled, "it is certain")
+        agent.may_connect.clear()
+        agent.cut()
+        silent = await until(lambda: _of_rule(fleet, "NODE_SILENT"), "nobody can tell", seconds=15)
+        assert silent.verdict == "UNKNOWN" and submitted.job_id in silent.subject
+        assert await _of_rule(fleet, "RUNS_UNALLOCATED") is None
+
+
+async def _of_rule(fleet: kit.Fleet, rule: str) -> wire.AuditFinding | None:
+    answer = await ask(fleet, "AuditAllocations", wire.AuditAllocationsRequest())
+    assert rule in answer.rules
+    return next((finding for finding in answer.findings if finding.rule == rule), None)

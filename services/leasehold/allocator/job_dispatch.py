@@ -34,6 +34,24 @@ class _Untold:
     reports: dict[model.AttemptRef, effects.Report] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Spoken:
+    """What an agent said last of an attempt."""
+
+    phase: model.AttemptPhase
+    #: When it first said so; the leader's clock, in seconds.
+    since: float
+
+
+@dataclass(slots=True)
+class NodeWord:
+    """What the agent of a node has said since it connected."""
+
+    #: When it told its inventory; the leader's clock, in seconds.
+    since: float
+    attempts: dict[model.AttemptRef, Spoken] = field(default_factory=dict)
+
+
 class JobDispatch:
     """As `nodes.JobSide`. `feed` gives events to the machine; `begin` tells that there is one."""
 
@@ -45,6 +63,8 @@ class JobDispatch:
         #: Nodes that have a row of capacity, though they may declare nothing now.
         self._with_capacity: frozenset[str] = frozenset()
         self._untold: dict[str, _Untold] = {}
+        #: What agents that are connected have said, by node; for audits only.
+        self.word: dict[str, NodeWord] = {}
 
     # The machine
 
@@ -76,6 +96,7 @@ class JobDispatch:
             return
         if node.session is None:
             self._untold.pop(name, None)
+            self.word.pop(name, None)
         if not self._is_begun:
             return
         before = self._told.get(name)
@@ -114,6 +135,8 @@ class JobDispatch:
     def inventory(self, name: str, reports: Sequence[attempt_pb2.AttemptReport]) -> None:
         """Every attempt that the agent knows, on a new connection. Raises `InvalidArgument`."""
         decoded = tuple(attempt_codec.decode_report(report) for report in reports)
+        self.word[name] = NodeWord(self._nodes.reign.now())
+        self._heard(name, decoded)
         if self._is_begun:
             self._report(name, decoded, is_inventory=True)
         else:
@@ -122,10 +145,22 @@ class JobDispatch:
     def attempts(self, name: str, reports: Sequence[attempt_pb2.AttemptReport]) -> None:
         """Attempts that have changed. Raises `InvalidArgument`."""
         decoded = tuple(attempt_codec.decode_report(report) for report in reports)
+        self._heard(name, decoded)
         if self._is_begun:
             self._report(name, decoded, is_inventory=False)
         else:
             self._untold.setdefault(name, _Untold()).reports.update({each.ref: each for each in decoded})
+
+    def _heard(self, name: str, reports: Sequence[effects.Report]) -> None:
+        word, now = self.word.get(name), self._nodes.reign.now()
+        if word is None:
+            # It has told no inventory: what it says of single attempts proves nothing of the others.
+            return
+        spoken = word.attempts
+        for report in reports:
+            before = spoken.get(report.ref)
+            if before is None or before.phase is not report.phase:
+                spoken[report.ref] = Spoken(report.phase, now)
 
     def _report(self, name: str, reports: Sequence[effects.Report], *, is_inventory: bool) -> None:
         def told(jobs: machine.JobMachine, now: float) -> None:
@@ -149,4 +184,7 @@ class JobDispatch:
         elif isinstance(effect, effects.Stop):
             session.stop(effect.ref)
         else:
+            word = self.word.get(effect.node)
+            if word is not None:
+                word.attempts.pop(effect.ref, None)
             session.forget(effect.ref)

@@ -121,22 +121,6 @@ def queues(known: jobs.Jobs) -> wire.ListQueuesResponse:
     )
 
 
-async def audit(known: jobs.Jobs) -> wire.AuditAllocationsResponse:
-    """What the ledger says of itself, in one snapshot, and which attempts nobody can tell of now."""
-    found = await known.store.audit()
-    findings = [
-        wire.AuditFinding(verdict="DEFINITE", rule=finding.rule, subject=finding.subject, detail=finding.detail)
-        for finding in found.findings
-    ]
-    return wire.AuditAllocationsResponse(
-        findings=findings,
-        rules=found.rules,
-        flush_sequence=found.flush_seq,
-        live_allocations=found.live_allocations,
-        nodes=found.nodes,
-    )
-
-
 # Pages
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from leasehold.allocator import calls, job_batches, job_logs, job_reading, leadership
+from leasehold.allocator import calls, job_audit, job_batches, job_logs, job_reading, leadership
 from leasehold.api.job.v1 import job_service_pb2 as wire
 from leasehold.api.job.v1 import job_service_pb2_grpc as wire_grpc
 from leasehold.core import errors
@@ -221,7 +221,7 @@ class JobServicer(wire_grpc.JobServiceServicer):
         self, request: wire.AuditAllocationsRequest, context: _Context
     ) -> wire.AuditAllocationsResponse:
         """Compare the ledger with itself and with what runs."""
-        return await job_reading.audit(self._leader.require_jobs())
+        return await job_audit.audit(self._leader.require_jobs())
 
     # Queues
 

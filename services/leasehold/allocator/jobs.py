@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from leasehold.allocator import job_dispatch, job_flusher, job_gauges, nodes
@@ -18,6 +18,8 @@ from leasehold.postgres import job_port
 ANSWER_SECONDS_MAX = 5.0
 #: Allocations that outlived their job are looked for so often.
 SWEEP_SECONDS = 5.0
+#: The ledger has room for a week: that this fails for a while does no harm.
+HOUSEKEEPING_SECONDS = 600.0
 #: After a failure that is this program's own.
 FAILED_SECONDS = 5.0
 
@@ -58,6 +60,7 @@ class Jobs:
         #: None: Postgres has not been read yet.
         self.machine: machine.JobMachine | None = None
         self.store = store
+        self._known = known
         self._metrics = metrics
         self._wall_clock = wall_clock
         self._loop = asyncio.get_running_loop()
@@ -189,6 +192,14 @@ class Jobs:
             return None
         return self.machine.phase(job.allocation.ref)
 
+    def agents_word(self) -> Mapping[str, job_dispatch.NodeWord]:
+        """What agents that are connected have said of attempts, by node."""
+        return self._dispatch.word
+
+    def settled_seconds(self) -> float:
+        """How long two reports of a node take: what it has not changed for so long is settled."""
+        return 2.0 * self._known.registry.terms.report_interval_seconds
+
     @contextlib.contextmanager
     def watching(self, job_id: str) -> Iterator[asyncio.Event]:
         """An event that is set with each change of a job, and when the reign is over."""
@@ -297,6 +308,7 @@ class Jobs:
         tasks = [
             asyncio.create_task(self._flusher.run(jobs), name="job-flusher"),
             asyncio.create_task(self._sweep(), name="job-sweep"),
+            asyncio.create_task(self._keep_house(), name="job-housekeeping"),
         ]
         try:
             await asyncio.wait([*tasks, self._broken], return_when=asyncio.FIRST_COMPLETED)
@@ -324,10 +336,15 @@ class Jobs:
                 _log.error("ended_jobs_were_not_released", allocations=released)
                 self._flusher.read_anew()
 
-    async def keep_house(self) -> None:
-        """Retention of jobs and released rows, and room for days to come. Raises `PostgresUnavailable`."""
-        for trouble in await self.store.keep_house(self.reign.epoch):
-            _log.warning("jobs_housekeeping", trouble=trouble)
+    async def _keep_house(self) -> NoReturn:
+        """Retention of jobs and released rows, and room for days to come."""
+        while True:
+            try:
+                for trouble in await self.store.keep_house(self.reign.epoch):
+                    _log.warning("jobs_housekeeping", trouble=trouble)
+            except errors.PostgresUnavailable as error:
+                _log.warning("jobs_housekeeping_put_off", error=error.message)
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
     def _reset(self, why: errors.LeaseholdError) -> None:
         self.machine = None

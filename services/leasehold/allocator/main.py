@@ -167,13 +167,11 @@ class _Allocator:
         """Old ledger lines and kept answers go after their retention."""
         while True:
             await self._leader.administration.is_synchronized.wait()
-            reign, work = self._leader.reign, self._leader.jobs
+            reign = self._leader.reign
             if reign is not None:
                 try:
                     await self._store.delete_ledger_before(reign.epoch)
                     await self._store.delete_requests_before(reign.epoch)
-                    if work is not None:
-                        await work.keep_house()
                 except errors.LeaseholdError as error:
                     _log.warning("housekeeping_put_off", error=error.message)
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
