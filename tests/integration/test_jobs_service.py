@@ -360,7 +360,7 @@ async def test_a_holder_that_hangs_up_while_it_waits_holds_nothing_afterwards(fl
         stub = wire_grpc.JobServiceStub(fleet.channel(await fleet.leader()))
         call = stub.AcquireAllocation(
             wire.AcquireAllocationRequest(
-                spec=outside, request_id="gone", wait=duration_pb2.Duration(seconds=30)
+                spec=outside, request_id="gone", wait=duration_pb2.Duration(seconds=3600)
             )
         )
 
