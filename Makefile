@@ -31,7 +31,7 @@ test: $(VENV)/.ready ## Run the tests, real etcd and Postgres included
 	@$(BIN)/python -m pytest -m "alone and not soak" $(ARGS) || [ $$? -eq 5 ]
 
 soak: $(VENV)/.ready ## Run the slow tests: long simulations and repeated kills
-	@$(BIN)/python -m pytest -m soak $(ARGS)
+	@$(BIN)/python -m pytest -m soak --timeout 7200 $(ARGS)
 
 check: $(VENV)/.ready fmt lint types imports proto-check ## Verify format, lint, types, layers and generated code
 

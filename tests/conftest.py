@@ -1,6 +1,7 @@
 """What every test shares: a clean environment and the server fixtures."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,13 @@ _KEPT = {"LEASEHOLD_TEST_SERVERS", "LEASEHOLD_CACHE_DIR"}
 for _name in list(os.environ):
     if (_name.startswith("LEASEHOLD_") and _name not in _KEPT) or _name in {"WORKER_ID", "WORKER_COUNT"}:
         del os.environ[_name]
+
+# Whoever starts the tests may ignore or block signals (a shell does it to what it starts with `&`), and children
+# inherit both: what a test sends to the programs under test must reach them as it would from a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(_number, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 # The import mode `importlib` leaves sys.path alone, and a plugin is found by its name.
 sys.path.insert(0, str(Path(__file__).parent))
