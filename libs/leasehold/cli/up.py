@@ -266,6 +266,8 @@ def _tell(data_dir: pathlib.Path, addresses: list[str], stack: devstack.Stack, w
     if wanted.agent_config is not None:
         parts.append(f"agent      unix:{up_parts.agent_socket(data_dir)}")
         more.append(f"  {command} workers list{addr}")
+        if up_parts.is_example(wanted.agent_config):
+            more.append(f"  {command} job submit pause --cpus 1 --memory 32MB -p seconds=5{addr}")
     output.lines(
         [
             f"allocator  {' '.join(f'grpc://{address}' for address in addresses)}",

@@ -44,11 +44,20 @@ def agent_config(given: str | None) -> pathlib.Path:
     """
     from leasehold.nodeagent import config
 
-    path = pathlib.Path(config.__file__).with_name(EXAMPLE_AGENT)
-    if given is not None:
-        path = pathlib.Path(given).absolute()
+    path = _example() if given is None else pathlib.Path(given).absolute()
     config.load({"LEASEHOLD_AGENT_CONFIG": str(path), "LEASEHOLD_STATE_DIR": os.devnull})
     return path
+
+
+def is_example(config: pathlib.Path) -> bool:
+    """Whether an agent's configuration is the example, which has a template for jobs."""
+    return config == _example()
+
+
+def _example() -> pathlib.Path:
+    from leasehold import nodeagent
+
+    return pathlib.Path(nodeagent.__file__).with_name(EXAMPLE_AGENT)
 
 
 def state_dir(data_dir: pathlib.Path) -> pathlib.Path:
