@@ -191,7 +191,7 @@ class Agent:
     asked_to_stop: set[AttemptRef] = field(default_factory=set)
     #: On their way, each way.
     inbox: list[effects.Effect] = field(default_factory=list)
-    outbox: list[effects.Report] = field(default_factory=list)
+    outbox: list[model.Report] = field(default_factory=list)
 
     def facts(self) -> effects.NodeFacts:
         openness = placement.Openness.DRAINING if self.is_draining else placement.Openness.OPEN
@@ -205,16 +205,16 @@ class Agent:
             is_connected=self.is_connected,
         )
 
-    def report(self, ref: AttemptRef) -> effects.Report:
+    def report(self, ref: AttemptRef) -> model.Report:
         outcome = self.known[ref]
         phase = AttemptPhase.SENT
         if outcome is not None:
             phase = AttemptPhase.ENDED
         elif ref in self.executions.running:
             phase = AttemptPhase.STOPPING if ref in self.asked_to_stop else AttemptPhase.STARTED
-        return effects.Report(ref=ref, phase=phase, outcome=outcome)
+        return model.Report(ref=ref, phase=phase, outcome=outcome)
 
-    def inventory(self) -> list[effects.Report]:
+    def inventory(self) -> list[model.Report]:
         return [self.report(ref) for ref in self.known]
 
     def _tell(self, ref: AttemptRef) -> None:

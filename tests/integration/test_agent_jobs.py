@@ -17,7 +17,6 @@ from leasehold.api.job.v1 import attempt_pb2, job_pb2
 from leasehold.api.node.v1 import worker_pb2
 from leasehold.core import epoch as epochs
 from leasehold.core.job import model
-from leasehold.core.node import job_life
 from leasehold.nodeagent import job_records
 from leasehold.runtime import identity
 
@@ -175,7 +174,7 @@ async def test_ends_are_told_as_they_were_and_nothing_of_them_stays_once_forgott
     assert "No such file" in outcomes[3].detail
     assert "no job template 'other'" in outcomes[4].detail
     assert "parameters.note" in outcomes[5].detail
-    log = scene.agent.order(read_log={"worker": job_life.name_of(good)}).log
+    log = scene.agent.order(read_log={"worker": good.log_name}).log
     assert log.data.decode() == f"cpus 1 1 {good.job_id}\n"
     for ref in (good, bad, crashed, nowhere, unknown, wrong):
         scene.forget(ref)
@@ -269,7 +268,7 @@ def _intent(ref: model.AttemptRef, boot_id: str = "") -> Any:
 
     return worker_folder.Intent(
         worker_id=job_records.worker_id(ref),
-        name=job_life.name_of(ref),
+        name=ref.log_name,
         pool="jobs",
         number=1,
         start_number=1,
@@ -411,7 +410,7 @@ async def test_status_shows_what_runs(scene: Scene) -> None:
     (job,) = (await asyncio.to_thread(scene.agent.node)).jobs
 
     assert (job.job_id, job.attempt, job.phase) == (ref.job_id, 1, job_pb2.ATTEMPT_PHASE_STARTED)
-    assert (job.cpus, job.memory_bytes, job.pid, job.log) == (1, 32 * MIB, pid, job_life.name_of(ref))
+    assert (job.cpus, job.memory_bytes, job.pid, job.log) == (1, 32 * MIB, pid, ref.log_name)
 
 
 @pytest.mark.parametrize("has_cgroups", [True, False])

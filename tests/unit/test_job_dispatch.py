@@ -45,7 +45,7 @@ class Machine:
     def inventory(self, now: float, node: str, reports: Any) -> None:
         self.told.append(("inventory", node, [(each.ref.job_id[-1], each.phase.value) for each in reports]))
 
-    def attempt_reported(self, now: float, node: str, report: effects.Report) -> None:
+    def attempt_reported(self, now: float, node: str, report: model.Report) -> None:
         self.told.append(("reported", node, report.ref.job_id[-1], report.phase.value))
 
     def take(self) -> list[Any]:
@@ -253,9 +253,9 @@ async def test_when_jobs_begin_anew_agents_tell_everything_again(scene: Scene) -
 @pytest.mark.parametrize(
     "given",
     [
-        effects.Report(ref=ref(1), phase=model.AttemptPhase.SENT),
-        effects.Report(ref=ref(1), phase=model.AttemptPhase.STARTED, start_time_seconds=1_800_000_000.5),
-        effects.Report(
+        model.Report(ref=ref(1), phase=model.AttemptPhase.SENT),
+        model.Report(ref=ref(1), phase=model.AttemptPhase.STARTED, start_time_seconds=1_800_000_000.5),
+        model.Report(
             ref=ref(1, 7),
             phase=model.AttemptPhase.ENDED,
             outcome=model.Outcome(cause=model.EndCause.FAILED, exit_code=0, detail="no"),
@@ -264,5 +264,5 @@ async def test_when_jobs_begin_anew_agents_tell_everything_again(scene: Scene) -
         ),
     ],
 )
-def test_a_report_comes_back_as_it_was_given(given: effects.Report) -> None:
+def test_a_report_comes_back_as_it_was_given(given: model.Report) -> None:
     assert attempt_codec.decode_report(attempt_codec.encode_report(given)) == given

@@ -99,12 +99,12 @@ def test_an_attempt_is_started_with_what_its_template_and_its_assignment_say(tmp
         "LEASEHOLD_JOB_MEMORY_BYTES": str(2**30),
     }
     assert (spec.name, spec.cwd, spec.limit_bytes, spec.cpus) == (
-        job_life.name_of(REF),
+        REF.log_name,
         Path("/data"),
         2**30,
         2,
     )
-    assert (spec.max_run_seconds, spec.kill_grace_seconds) == (9.0, job_life.KILL_GRACE_SECONDS)
+    assert (spec.max_run_seconds, spec.kill_grace_seconds) == (9.0, model.KILL_GRACE_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def folder(tmp_path: Path) -> job_records.JobFolder:
 
 def test_an_end_is_read_as_it_was_written_until_it_is_removed(tmp_path: Path) -> None:
     kept = folder(tmp_path)
-    report = job_life.Report(
+    report = model.Report(
         ref=REF,
         phase=model.AttemptPhase.ENDED,
         outcome=model.Outcome(cause=model.EndCause.FAILED, exit_code=None, signal=9, detail='a "line"'),
@@ -144,7 +144,7 @@ def test_an_end_is_read_as_it_was_written_until_it_is_removed(tmp_path: Path) ->
 
 def test_an_end_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     kept = folder(tmp_path)
-    (kept.ends / f"{job_life.name_of(REF)}.json").write_text('{"version": 1, "job_id": 4}')
+    (kept.ends / f"{REF.log_name}.json").write_text('{"version": 1, "job_id": 4}')
 
     assert kept.read_ends() == []
     assert len(list(kept.quarantine.iterdir())) == 1
@@ -165,7 +165,7 @@ def write(path: Path, age_seconds: float) -> None:
 
 
 def test_logs_are_removed_after_a_while_and_only_those_of_jobs_that_are_over(tmp_path: Path) -> None:
-    names = [job_life.name_of(model.AttemptRef(REF.job_id, attempt)) for attempt in range(1, 6)]
+    names = [model.AttemptRef(REF.job_id, attempt).log_name for attempt in range(1, 6)]
     ages = [5000.0, 5000.0, 100.0, 90.0, 80.0]
     for name, age in zip(names, ages, strict=True):
         write(tmp_path / f"{name}.log", age)

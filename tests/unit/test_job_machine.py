@@ -210,7 +210,7 @@ def test_memory_is_promised_until_it_is_held_or_the_attempt_is_over(driven: Driv
 
 def test_the_agent_ends_what_its_shim_should_have_ended(driven: Driven) -> None:
     driven.run(max_run_seconds=100.0)
-    due = 100.0 + job_life.KILL_GRACE_SECONDS + job_life.FENCE_MARGIN_SECONDS
+    due = 100.0 + model.KILL_GRACE_SECONDS + model.FENCE_MARGIN_SECONDS
     assert driven.machine.next_deadline() == due
     driven.machine.tick(due, WALL)
     assert driven.effects() == [job_effects.Kill(REF, EndCause.TIMED_OUT)]
@@ -244,7 +244,7 @@ def test_the_next_agent_knows_what_a_kill_was_for(driven: Driven) -> None:
 
 
 def test_an_end_that_was_kept_is_not_overwritten_by_what_is_found_of_it(driven: Driven) -> None:
-    kept = job_life.Report(
+    kept = model.Report(
         ref=REF, phase=AttemptPhase.ENDED, outcome=model.Outcome(cause=EndCause.FAILED, exit_code=4)
     )
     driven.machine.restore_end(kept)
@@ -257,6 +257,6 @@ def test_an_end_that_was_kept_is_not_overwritten_by_what_is_found_of_it(driven: 
 
 
 def test_names_lead_back_to_their_attempts() -> None:
-    assert job_life.ref_of(job_life.name_of(REF)) == REF
-    assert node_model.checked_worker_name(job_life.name_of(REF)) == job_life.name_of(REF)
-    assert job_life.ref_of("pool_1@here") is None
+    assert model.AttemptRef.of_log_name(REF.log_name) == REF
+    assert node_model.checked_worker_name(REF.log_name) == REF.log_name
+    assert model.AttemptRef.of_log_name("pool_1@here") is None

@@ -53,7 +53,7 @@ class Jobs(RuleBasedStateMachine):
         self.leader = self._new_leader()
 
     def _new_leader(self) -> machine.JobMachine:
-        leader = machine.JobMachine(new_id=self._new_id, kill_grace_seconds=GRACE_SECONDS)
+        leader = machine.JobMachine(new_id=self._new_id, fence_grace_seconds=GRACE_SECONDS)
         leader.restore(self.now, self.now, self.ledger.snapshot())
         return leader
 

@@ -29,7 +29,7 @@ class Reign:
         self.machine.restore(self.now, self.now, self.ledger.snapshot())
 
     def connect(
-        self, name: str = "a", *reports: effects.Report, boot: int = 1, cpus: int = 4, **facts: Any
+        self, name: str = "a", *reports: model.Report, boot: int = 1, cpus: int = 4, **facts: Any
     ) -> None:
         seen: dict[str, Any] = {
             "name": name,
@@ -99,7 +99,7 @@ class Reign:
 
     def tell(self, ref: AttemptRef, phase: AttemptPhase, cause: EndCause | None = None) -> None:
         outcome = None if cause is None else model.Outcome(cause=cause)
-        self.machine.attempt_reported(self.now, "a", effects.Report(ref=ref, phase=phase, outcome=outcome))
+        self.machine.attempt_reported(self.now, "a", model.Report(ref=ref, phase=phase, outcome=outcome))
 
     def end(self, ref: AttemptRef, cause: EndCause) -> JobState:
         self.tell(ref, AttemptPhase.ENDED, cause)
@@ -344,7 +344,7 @@ def test_a_cancel_of_what_was_sent_by_an_earlier_leader_is_asked_of_its_agent_wh
     later.machine.cancel(later.now, ref.job_id, "someone")
     assert of(effects.Stop, later.flush()) == []
     later.machine.node_seen(later.now, reign.facts)
-    later.machine.inventory(later.now, "a", [effects.Report(ref=ref, phase=AttemptPhase.STARTED)])
+    later.machine.inventory(later.now, "a", [model.Report(ref=ref, phase=AttemptPhase.STARTED)])
 
     assert of(effects.Stop, later.flush()) == [effects.Stop("a", ref)]
 
@@ -362,7 +362,7 @@ def test_a_silent_node_keeps_what_it_has_and_its_attempts_are_unknown(reign: Rei
     assert reign.machine.phase(ref) is AttemptPhase.UNKNOWN
     assert reign.machine.unknown_count == 1
     assert reign.ledger.used("a").cpus == 1
-    reign.connect("a", effects.Report(ref=ref, phase=AttemptPhase.STARTED))
+    reign.connect("a", model.Report(ref=ref, phase=AttemptPhase.STARTED))
     assert reign.machine.phase(ref) is AttemptPhase.STARTED
 
 
@@ -395,7 +395,7 @@ def test_absence_proves_nothing_once_the_state_folder_is_another(reign: Reign) -
 
 def test_a_new_boot_proves_the_end_but_a_record_of_it_counts_more(reign: Reign) -> None:
     lost, over = reign.run(), reign.run()
-    ended = effects.Report(ref=over, phase=AttemptPhase.ENDED, outcome=model.Outcome(cause=EndCause.SUCCEEDED))
+    ended = model.Report(ref=over, phase=AttemptPhase.ENDED, outcome=model.Outcome(cause=EndCause.SUCCEEDED))
     reign.connect("a", ended, boot=2)
 
     assert reign.state(over) is JobState.COMPLETED
@@ -433,13 +433,17 @@ def test_only_a_job_that_allows_it_is_given_up_when_its_shim_has_ended_it(
 ) -> None:
     ref = reign.run(max_run_seconds=100.0, on_lost=on_lost)
     reign.connect(is_connected=False)
-    fence = reign.now + (100.0 + machine.KILL_GRACE_SECONDS) * 1.001
+    fence = reign.now + (100.0 + machine.FENCE_GRACE_SECONDS) * 1.001
     reign.until(fence - 1.0)
     assert reign.state(ref) is JobState.RUNNING
     reign.until(fence + 1.0)
 
     is_given_up = on_lost is model.OnLost.AFTER_FENCE
     assert reign.state(ref) is (JobState.PENDING if is_given_up else JobState.RUNNING)
+
+
+def test_the_leader_gives_a_node_longer_than_the_node_takes() -> None:
+    assert machine.FENCE_GRACE_SECONDS > model.KILL_GRACE_SECONDS + model.FENCE_MARGIN_SECONDS
 
 
 def test_a_fence_needs_the_word_that_it_started(reign: Reign) -> None:
@@ -453,7 +457,7 @@ def test_a_fence_needs_the_word_that_it_started(reign: Reign) -> None:
 
 def test_a_total_that_shrinks_falls_as_jobs_end_and_takes_none_meanwhile(reign: Reign) -> None:
     refs = [reign.run() for _ in range(3)]
-    reign.connect("a", *(effects.Report(ref=ref, phase=AttemptPhase.STARTED) for ref in refs), cpus=2)
+    reign.connect("a", *(model.Report(ref=ref, phase=AttemptPhase.STARTED) for ref in refs), cpus=2)
     reign.submit(job())
     totals = [reign.machine.utilization().total.total.cpus]
     for ref in refs[:2]:
@@ -493,7 +497,7 @@ def test_the_record_of_an_end_counts_more_than_the_silence_before_it(reign: Reig
     reign.now += 104.0
     reign.machine.tick(reign.now, reign.now)
     assert reign.machine.phase(ref) is AttemptPhase.ENDED
-    ended = effects.Report(ref=ref, phase=AttemptPhase.ENDED, outcome=model.Outcome(cause=EndCause.SUCCEEDED))
+    ended = model.Report(ref=ref, phase=AttemptPhase.ENDED, outcome=model.Outcome(cause=EndCause.SUCCEEDED))
     reign.connect("a", ended)
 
     assert reign.state(ref) is JobState.COMPLETED

@@ -15,7 +15,6 @@ from typing import Any
 
 from leasehold.core import errors
 from leasehold.core.job import model
-from leasehold.core.node import job_life
 from leasehold.nodeagent import records, state
 from leasehold.observe import logs
 
@@ -54,11 +53,11 @@ class JobFolder(state.StateFolder):
             records.sync_folder(self.path)
             records.sync_folder(self.path / "jobs")
 
-    def write_end(self, report: job_life.Report) -> None:
+    def write_end(self, report: model.Report) -> None:
         """Keep an end; it is on disk when this returns. Blocks: for a thread. Raises as `records.told` does."""
         END.write(self._end(report.ref), _encoded(report))
 
-    def read_ends(self) -> list[job_life.Report]:
+    def read_ends(self) -> list[model.Report]:
         """Every end that is kept. One that cannot be read is set aside, and its attempt judged anew."""
         found = []
         for path in sorted(self.ends.glob("job-*.json")):
@@ -79,10 +78,10 @@ class JobFolder(state.StateFolder):
             _log.warning("job_end_not_removed", job_id=ref.job_id, attempt=ref.attempt, why=error.strerror)
 
     def _end(self, ref: model.AttemptRef) -> Path:
-        return self.ends / f"{job_life.name_of(ref)}.json"
+        return self.ends / f"{ref.log_name}.json"
 
 
-def _encoded(report: job_life.Report) -> dict[str, Any]:
+def _encoded(report: model.Report) -> dict[str, Any]:
     assert report.outcome is not None
     return {
         "job_id": report.ref.job_id,
@@ -93,7 +92,7 @@ def _encoded(report: job_life.Report) -> dict[str, Any]:
     }
 
 
-def _decoded(document: dict[str, Any]) -> job_life.Report:
+def _decoded(document: dict[str, Any]) -> model.Report:
     try:
         told = document["outcome"]
         outcome = model.Outcome(
@@ -103,7 +102,7 @@ def _decoded(document: dict[str, Any]) -> job_life.Report:
             detail=str(told["detail"]),
         )
         start, end = document["start_time_seconds"], document["end_time_seconds"]
-        return job_life.Report(
+        return model.Report(
             ref=model.AttemptRef(model.checked_job_id(document["job_id"]), int(document["attempt"])),
             phase=model.AttemptPhase.ENDED,
             outcome=outcome,

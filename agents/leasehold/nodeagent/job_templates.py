@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+from leasehold.core.job import model as job_model
 from leasehold.core.node import job_life, model
 from leasehold.nodeagent import documents, pools, preflight, templates, worker_values
 
@@ -71,7 +72,7 @@ def start_spec(
     )
     return worker_values.StartSpec(
         worker_id=worker_id,
-        name=job_life.name_of(ref),
+        name=ref.log_name,
         pool="jobs",
         number=ref.attempt,
         start_number=ref.attempt,
@@ -83,5 +84,5 @@ def start_spec(
         log=dataclasses.replace(_LOG, is_reopened=template.log_reopens_on == "rename"),
         cpus=assignment.held.cpus,
         max_run_seconds=assignment.max_run_seconds,
-        kill_grace_seconds=job_life.KILL_GRACE_SECONDS,
+        kill_grace_seconds=job_model.KILL_GRACE_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""What agent and leader tell each other of attempts, between messages and the core's values."""
+"""What a leader tells an agent of attempts, read leniently: one that cannot be understood spoils no other."""
 
 from collections.abc import Iterable
 
@@ -51,17 +51,3 @@ def decode_refs(messages: Iterable[attempt_pb2.AttemptRef]) -> list[model.Attemp
         except errors.InvalidArgument as error:
             _log.error("attempt_not_understood", message=error.message)
     return found
-
-
-def encode_report(report: job_life.Report) -> attempt_pb2.AttemptReport:
-    """The message."""
-    message = attempt_pb2.AttemptReport(
-        attempt=job_codec.encode_ref(report.ref), phase=job_codec.encode_phase(report.phase)
-    )
-    if report.outcome is not None:
-        message.outcome.CopyFrom(job_codec.encode_outcome(report.outcome))
-    if report.start_time_seconds is not None:
-        message.start_time.CopyFrom(job_codec.encode_time(report.start_time_seconds))
-    if report.end_time_seconds is not None:
-        message.end_time.CopyFrom(job_codec.encode_time(report.end_time_seconds))
-    return message

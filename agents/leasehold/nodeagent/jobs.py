@@ -69,7 +69,7 @@ class Jobs:
         for report in self._folder.read_ends():
             self.machine.restore_end(report)
         for record in self.processes.adopt():
-            ref = job_life.ref_of(record.name)
+            ref = model.AttemptRef.of_log_name(record.name)
             if ref is None or job_records.worker_id(ref) != record.worker_id:
                 _log.error("job_not_adopted", name=record.name, worker_id=record.worker_id)
                 continue
@@ -115,7 +115,7 @@ class Jobs:
         now = self._clock()
         if now >= self._next_logs_at:
             self._next_logs_at = now + _LOGS_SECONDS
-            known = {job_life.name_of(life.ref) for life in self.machine.lives()}
+            known = {life.ref.log_name for life in self.machine.lives()}
             keep_seconds = self.config.jobs.log_keep_seconds
             self._executor.submit(job_logs.remove_old, self._folder.logs, known, keep_seconds)
 
@@ -180,7 +180,7 @@ class Jobs:
 
     def is_alive(self, name: str) -> bool:
         """Whether an attempt of this name runs, or may."""
-        ref = job_life.ref_of(name)
+        ref = model.AttemptRef.of_log_name(name)
         life = None if ref is None else self.machine.get(ref)
         return life is not None and life.is_alive
 
@@ -245,7 +245,7 @@ class Jobs:
                 self._commands.pop(ref),
                 worker_id=worker_id,
                 node=self.config.node,
-                log_path=self.processes.logs.path(job_life.name_of(ref)),
+                log_path=self.processes.logs.path(ref.log_name),
                 base=self.config.environment,
             )
             self.processes.start(spec)
@@ -271,7 +271,7 @@ class Jobs:
 
         self._loop.run_in_executor(self._executor, clear).add_done_callback(asked)
 
-    def _keep_end(self, report: job_life.Report) -> None:
+    def _keep_end(self, report: model.Report) -> None:
         if self._is_closed:
             return
 
@@ -280,7 +280,7 @@ class Jobs:
                 return
             error = done.exception()
             if error is not None:
-                self.problem = f"{job_life.name_of(report.ref)}: {error}"
+                self.problem = f"{report.ref.log_name}: {error}"
                 _log.error("job_end_not_kept", job_id=report.ref.job_id, why=str(error))
                 self._loop.call_later(_KEEP_SECONDS, self._keep_end, report)
                 return

@@ -5,7 +5,7 @@ import os
 from typing import Final
 
 from leasehold.core import errors
-from leasehold.core.node import job_life, model
+from leasehold.core.node import model
 from leasehold.nodeagent import agent, cgroups, endings, state
 from leasehold.nodeagent import config as configs
 
@@ -42,7 +42,7 @@ async def _end(host: agent.Agent) -> list[str]:
         for view in pool.machine.workers(host.clock())
         if view.state in model.ALIVE_STATES
     ]
-    names += [job_life.name_of(life.ref) for life in host.jobs.machine.lives() if life.is_alive]
+    names += [life.ref.log_name for life in host.jobs.machine.lives() if life.is_alive]
     ending = endings.Ending(host)
     ending.ask(endings.Stage.IMMEDIATE, "nobody looks after these workers any more")
     driver = asyncio.create_task(host.run())

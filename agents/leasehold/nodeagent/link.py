@@ -21,8 +21,8 @@ from leasehold.core.placement import model as placement
 from leasehold.nodeagent import agent as agents
 from leasehold.nodeagent import job_wire, node_record, orders, status
 from leasehold.observe import logs
+from leasehold.rpc import attempt_codec, common_codec, node_codec, tls, wire_values
 from leasehold.rpc import channel as channels
-from leasehold.rpc import common_codec, node_codec, tls, wire_values
 from leasehold.rpc import errors as rpc_errors
 from leasehold.runtime import identity, process_watch, retry
 
@@ -266,11 +266,11 @@ class Link:
         if sequence == 1:
             message.registration.CopyFrom(registration(self._host, self._record))
             self._told_declaration = _declaration(self._host)
-            message.inventory.attempts.extend(job_wire.encode_report(each) for each in jobs.inventory())
+            message.inventory.attempts.extend(attempt_codec.encode_report(each) for each in jobs.inventory())
             message.inventory.SetInParent()
         elif self._told_declaration != _declaration(self._host):
             raise errors.Unavailable("what this host declares for jobs has changed: it registers anew")
-        message.attempts.extend(job_wire.encode_report(each) for each in jobs.take_changed(_ATTEMPTS_MAX))
+        message.attempts.extend(attempt_codec.encode_report(each) for each in jobs.take_changed(_ATTEMPTS_MAX))
         self._told_revision = self._host.revision
         message.status.CopyFrom(status.node_status(self._host))
         room = _RESULTS_BYTES_MAX

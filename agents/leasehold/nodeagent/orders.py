@@ -19,7 +19,8 @@ from typing import Final
 from google.protobuf import message as protobuf_message
 from leasehold.api.node.v1 import order_pb2
 from leasehold.core import errors
-from leasehold.core.node import job_life, model, worker_records
+from leasehold.core.job import model as job_model
+from leasehold.core.node import model, worker_records
 from leasehold.nodeagent import agent as agents
 from leasehold.nodeagent import logs as worker_logs
 from leasehold.nodeagent import node_record, pools, status
@@ -215,7 +216,7 @@ class Orders:
         """A piece of a worker's log. Raises `InvalidArgument`, `NotFound`."""
         name = model.checked_worker_name(order.worker)
         wait = wire_values.decode_seconds(order.wait, "wait") if order.HasField("wait") else 0.0
-        is_of_job = job_life.ref_of(name) is not None
+        is_of_job = job_model.AttemptRef.of_log_name(name) is not None
         processes = self._host.jobs.processes if is_of_job else self._host.processes
         chunk = await processes.logs.read(
             name,

@@ -75,7 +75,7 @@ def job_status(host: agents.Agent, life: job_life.AttemptLife) -> node_pb2.JobAt
         cpus=life.held.cpus,
         memory_bytes=life.held.memory_bytes,
         held_bytes=life.memory_held_bytes,
-        log=job_life.name_of(life.ref),
+        log=life.ref.log_name,
     )
     if process is not None and life.is_alive:
         message.is_limit_enforced = process.is_limit_enforced

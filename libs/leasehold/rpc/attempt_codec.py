@@ -4,7 +4,7 @@ Decoding raises `InvalidArgument` naming the field.
 """
 
 from leasehold.api.job.v1 import attempt_pb2
-from leasehold.core.job import effects, model
+from leasehold.core.job import model
 from leasehold.core.placement import model as placement
 from leasehold.rpc import job_codec
 
@@ -26,13 +26,13 @@ def encode_assignment(
     return message
 
 
-def decode_report(message: attempt_pb2.AttemptReport) -> effects.Report:
+def decode_report(message: attempt_pb2.AttemptReport) -> model.Report:
     """How an attempt stands on its node; an ENDED one has an outcome. Raises `InvalidArgument`."""
     phase = job_codec.decode_phase(message.phase, field="attempts.phase")
     outcome = None
     if phase is model.AttemptPhase.ENDED:
         outcome = job_codec.decode_outcome(message.outcome, field="attempts.outcome")
-    return effects.Report(
+    return model.Report(
         ref=job_codec.decode_ref(message.attempt, field="attempts.attempt"),
         phase=phase,
         outcome=outcome,
@@ -43,7 +43,7 @@ def decode_report(message: attempt_pb2.AttemptReport) -> effects.Report:
     )
 
 
-def encode_report(report: effects.Report) -> attempt_pb2.AttemptReport:
+def encode_report(report: model.Report) -> attempt_pb2.AttemptReport:
     """The message."""
     message = attempt_pb2.AttemptReport(
         attempt=job_codec.encode_ref(report.ref), phase=job_codec.encode_phase(report.phase)
@@ -55,8 +55,3 @@ def encode_report(report: effects.Report) -> attempt_pb2.AttemptReport:
     if report.end_time_seconds is not None:
         message.end_time.CopyFrom(job_codec.encode_time(report.end_time_seconds))
     return message
-
-
-def log_name(ref: model.AttemptRef) -> str:
-    """Under which name an agent has an attempt's log: that of a worker, in `ReadLogOrder`."""
-    return f"job-{ref.job_id}-{ref.attempt}"

@@ -31,7 +31,7 @@ class _Untold:
     """What a node has told while there was no machine."""
 
     has_inventory: bool = False
-    reports: dict[model.AttemptRef, effects.Report] = field(default_factory=dict)
+    reports: dict[model.AttemptRef, model.Report] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -151,7 +151,7 @@ class JobDispatch:
         else:
             self._untold.setdefault(name, _Untold()).reports.update({each.ref: each for each in decoded})
 
-    def _heard(self, name: str, reports: Sequence[effects.Report]) -> None:
+    def _heard(self, name: str, reports: Sequence[model.Report]) -> None:
         word, now = self.word.get(name), self._nodes.reign.now()
         if word is None:
             # It has told no inventory: what it says of single attempts proves nothing of the others.
@@ -162,7 +162,7 @@ class JobDispatch:
             if before is None or before.phase is not report.phase:
                 spoken[report.ref] = Spoken(report.phase, now)
 
-    def _report(self, name: str, reports: Sequence[effects.Report], *, is_inventory: bool) -> None:
+    def _report(self, name: str, reports: Sequence[model.Report], *, is_inventory: bool) -> None:
         def told(jobs: machine.JobMachine, now: float) -> None:
             if is_inventory:
                 jobs.inventory(now, name, reports)

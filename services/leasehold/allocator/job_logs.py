@@ -8,7 +8,7 @@ from leasehold.api.job.v1 import job_service_pb2 as wire
 from leasehold.api.node.v1 import order_pb2
 from leasehold.core import errors
 from leasehold.core.job import model
-from leasehold.rpc import attempt_codec, common_codec, node_codec, wire_values
+from leasehold.rpc import common_codec, node_codec, wire_values
 
 TAIL_LINES_MAX = 10_000
 #: An agent waits so long for something new, and has so much longer to say so.
@@ -91,7 +91,7 @@ class LogReader:
         order = order_pb2.Order(
             epoch=common_codec.encode_epoch(self._known.reign.epoch),
             read_log=order_pb2.ReadLogOrder(
-                worker=attempt_codec.log_name(ref),
+                worker=ref.log_name,
                 cursor=self._request.cursor,
                 tail_lines=self._request.tail_lines,
                 bytes_max=BYTES_MAX,

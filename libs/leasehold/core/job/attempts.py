@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from leasehold.core.job import effects, model
+from leasehold.core.job import model
 from leasehold.core.job.model import AttemptPhase, EndCause, JobState
 from leasehold.core.placement import model as placement
 
@@ -45,7 +45,7 @@ class Attempt:
         """The workload runs elsewhere."""
         return not self.spec.template
 
-    def fenced_at(self, kill_grace_seconds: float, drift: float) -> float:
+    def fenced_at(self, fence_grace_seconds: float, drift: float) -> float:
         """When its host must have ended it by itself; infinity: nobody can tell.
 
         Only of one that was heard to have started: one that has not may still be started late by a host that
@@ -58,9 +58,9 @@ class Attempt:
             or self.started_heard_at is None
         ):
             return _NEVER
-        return self.started_heard_at + (self.spec.max_run_seconds + kill_grace_seconds) * drift
+        return self.started_heard_at + (self.spec.max_run_seconds + fence_grace_seconds) * drift
 
-    def told(self, now: float, report: effects.Report) -> bool:
+    def told(self, now: float, report: model.Report) -> bool:
         """Its agent's word on it, while it has not ended; whether its phase is another now."""
         before = self.phase
         if report.phase in (AttemptPhase.STARTED, AttemptPhase.STOPPING) and self.started_heard_at is None:

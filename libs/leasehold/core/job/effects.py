@@ -34,19 +34,6 @@ class NodeFacts:
     is_connected: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """How an attempt stands on its node, by its agent's word: SENT, STARTED, STOPPING or ENDED."""
-
-    ref: model.AttemptRef
-    phase: model.AttemptPhase
-    #: Only of ENDED.
-    outcome: model.Outcome | None = None
-    #: Wall clock of the node.
-    start_time_seconds: float | None = None
-    end_time_seconds: float | None = None
-
-
 # Values of answers
 
 

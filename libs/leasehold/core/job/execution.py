@@ -73,7 +73,7 @@ class Execution:
         self._outbox.nodes[name] = None
         self._mirror.put_node(name)
 
-    def inventory(self, now: float, name: str, reports: Sequence[effects.Report]) -> None:
+    def inventory(self, now: float, name: str, reports: Sequence[model.Report]) -> None:
         """All that a node's agent knows."""
         node = self._mirror.nodes.get(name)
         if node is None or node.facts is None or not node.facts.is_connected:
@@ -139,7 +139,7 @@ class Execution:
 
     # Reports
 
-    def reported(self, now: float, name: str, report: effects.Report) -> None:
+    def reported(self, now: float, name: str, report: model.Report) -> None:
         """A node's agent tells how an attempt stands."""
         attempt = self._mirror.live(report.ref)
         is_end = report.phase is AttemptPhase.ENDED and report.outcome is not None

@@ -35,8 +35,9 @@ from leasehold.core.job.model import AttemptPhase, EndCause, JobState
 from leasehold.core.job.nodes import NOTHING
 from leasehold.core.placement import model as placement
 
-#: From the end of `max_run` until a shim has killed what is left, at most.
-KILL_GRACE_SECONDS = 90.0
+#: From the end of `max_run` until the leader takes it that a silent node has ended an attempt: more than the
+#: node's own kill grace and margin (`model`), as its clock starts late and its host may be slow.
+FENCE_GRACE_SECONDS = 90.0
 
 _NEVER = float("inf")
 
@@ -51,7 +52,7 @@ class JobMachine:
         ageing_seconds: float = 60.0,
         ttl_seconds: float = holders.TTL_SECONDS,
         overrun_seconds: float = holders.OVERRUN_SECONDS,
-        kill_grace_seconds: float = KILL_GRACE_SECONDS,
+        fence_grace_seconds: float = FENCE_GRACE_SECONDS,
     ) -> None:
         self._new_id = new_id
         self._tickets = itertools.count(1)
@@ -66,7 +67,7 @@ class JobMachine:
             self._effects,
             ttl_seconds=ttl_seconds,
             overrun_seconds=overrun_seconds,
-            kill_grace_seconds=kill_grace_seconds,
+            fence_grace_seconds=fence_grace_seconds,
         )
         self._waits = waits.Waits(self.mirror, self.outbox, self.reclaim, self._effects)
         self._commits = commits.Commits(
@@ -284,12 +285,12 @@ class JobMachine:
         """An operator has deleted a node. What it may still run stays counted until it is released by force."""
         self._execution.node_forgotten(name)
 
-    def inventory(self, now: float, node: str, reports: Sequence[effects.Report]) -> None:
+    def inventory(self, now: float, node: str, reports: Sequence[model.Report]) -> None:
         """All that a node's agent knows, first thing on a connection."""
         self._now = now
         self._execution.inventory(now, node, reports)
 
-    def attempt_reported(self, now: float, node: str, report: effects.Report) -> None:
+    def attempt_reported(self, now: float, node: str, report: model.Report) -> None:
         """An attempt is so now, by its node's agent's word."""
         self._now = now
         self._execution.reported(now, node, report)

@@ -27,8 +27,14 @@ RUN_SECONDS_MAX = 366 * 86_400.0
 BACKOFF_SECONDS_MAX = 86_400.0
 DEFAULT_QUEUE = "default"
 
+#: From SIGTERM to SIGKILL of an attempt that ran longer than it may; its shim keeps to it.
+KILL_GRACE_SECONDS = 10.0
+#: So long after the kill the agent does it itself: the shim may have been killed.
+FENCE_MARGIN_SECONDS = 5.0
+
 _JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _QUEUE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_LOG_NAME = re.compile(r"job-([0-9a-f-]{36})-([1-9][0-9]{0,9})")
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -100,6 +106,17 @@ class AttemptRef(NamedTuple):
 
     job_id: str
     attempt: int
+
+    @property
+    def log_name(self) -> str:
+        """The name of its log and of its processes on its node, as a worker's: ``job-JOBID-ATTEMPT``."""
+        return f"job-{self.job_id}-{self.attempt}"
+
+    @classmethod
+    def of_log_name(cls, name: str) -> "AttemptRef | None":
+        """The attempt that `name` is of; None if it is none's."""
+        found = _LOG_NAME.fullmatch(name)
+        return None if found is None else cls(found[1], int(found[2]))
 
 
 def checked_job_id(job_id: str, *, field_name: str = "job_id") -> str:
@@ -240,6 +257,19 @@ class Outcome:
     signal: int = 0
     #: One line for people.
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How an attempt stands on its node, by its agent's word: SENT, STARTED, STOPPING or ENDED."""
+
+    ref: AttemptRef
+    phase: AttemptPhase
+    #: Only of ENDED.
+    outcome: Outcome | None = None
+    #: Wall clock of the node; None: not known, or not yet.
+    start_time_seconds: float | None = None
+    end_time_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,14 +29,14 @@ class Reclaim:
         *,
         ttl_seconds: float,
         overrun_seconds: float,
-        kill_grace_seconds: float,
+        fence_grace_seconds: float,
     ) -> None:
         self.holders = holders.Holders(ttl_seconds=ttl_seconds, overrun_seconds=overrun_seconds)
         self.breaker = breaker.Breaker(ttl_seconds)
         self._mirror = mirror
         self._execution = execution
         self._out = out
-        self._kill_grace_seconds = kill_grace_seconds
+        self._fence_grace_seconds = fence_grace_seconds
         self._from = _NEVER
         self._looked_at = -_NEVER
         #: Of attempts whose node is silent.
@@ -70,7 +70,7 @@ class Reclaim:
             attempt = self._mirror.attempts[job_id]
             self._fences.pop(attempt.ref, None)
             if not node.is_connected and attempt.end is None:
-                at = attempt.fenced_at(self._kill_grace_seconds, holders.DRIFT)
+                at = attempt.fenced_at(self._fence_grace_seconds, holders.DRIFT)
                 if at != _NEVER:
                     self._fences[attempt.ref] = at
 

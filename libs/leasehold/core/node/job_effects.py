@@ -62,7 +62,7 @@ class Clear:
 class KeepEnd:
     """Write how an attempt ended, or that it never starts, through to the disk."""
 
-    report: job_life.Report
+    report: model.Report
 
 
 @dataclass(frozen=True, slots=True)

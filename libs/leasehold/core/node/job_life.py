@@ -1,6 +1,5 @@
 """One attempt of a job on its node: how far it is, and what its end means."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -11,13 +10,6 @@ from leasehold.core.node import model as node_model
 from leasehold.core.node import stopping
 from leasehold.core.node.model import ExitCause
 from leasehold.core.placement import model as placement
-
-#: From SIGTERM to SIGKILL of an attempt that ran longer than it may.
-KILL_GRACE_SECONDS = 10.0
-#: So long after the kill the agent does it itself: the shim may have been killed.
-FENCE_MARGIN_SECONDS = 5.0
-
-_NAME = re.compile(r"job-([0-9a-f-]{36})-([1-9][0-9]{0,9})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,29 +24,6 @@ class Assignment:
     max_run_seconds: float | None = None
     #: For people.
     name: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """How an attempt stands. Times are of the wall clock, in seconds; None: not known, or not yet."""
-
-    ref: model.AttemptRef
-    phase: AttemptPhase
-    #: Only of ENDED.
-    outcome: model.Outcome | None = None
-    start_time_seconds: float | None = None
-    end_time_seconds: float | None = None
-
-
-def name_of(ref: model.AttemptRef) -> str:
-    """The name of its log and of its processes: ``job-JOBID-ATTEMPT``."""
-    return f"job-{ref.job_id}-{ref.attempt}"
-
-
-def ref_of(name: str) -> model.AttemptRef | None:
-    """The attempt that `name` is of; None if it is none's."""
-    found = _NAME.fullmatch(name)
-    return None if found is None else model.AttemptRef(found[1], int(found[2]))
 
 
 @dataclass(slots=True)
@@ -89,10 +58,10 @@ class AttemptLife:
     outcome: model.Outcome | None = None
 
     @property
-    def report(self) -> Report:
+    def report(self) -> model.Report:
         """As the leader is told."""
         is_ended = self.phase is AttemptPhase.ENDED
-        return Report(
+        return model.Report(
             ref=self.ref,
             phase=self.phase,
             outcome=self.outcome if is_ended else None,
@@ -110,7 +79,8 @@ class AttemptLife:
         """When the agent ends it although its shim should have; None: never."""
         if self.started_at is None or self.max_run_seconds is None:
             return None
-        return self.started_at + self.max_run_seconds + KILL_GRACE_SECONDS + FENCE_MARGIN_SECONDS
+        grace_seconds = model.KILL_GRACE_SECONDS + model.FENCE_MARGIN_SECONDS
+        return self.started_at + self.max_run_seconds + grace_seconds
 
     def judged(self, told: node_model.WorkerExit, *, is_rebooted: bool) -> model.Outcome:
         """What was asked of it decides what its end means; an end before the first signal is its own."""

@@ -97,7 +97,7 @@ class JobMachine:
 
     # From disk, before anything else
 
-    def restore_end(self, report: job_life.Report) -> None:
+    def restore_end(self, report: model.Report) -> None:
         """An end that an earlier agent kept."""
         life = AttemptLife(report.ref, phase=AttemptPhase.ENDED, is_alive=False, outcome=report.outcome)
         life.start_time_seconds, life.end_time_seconds = report.start_time_seconds, report.end_time_seconds
@@ -231,7 +231,7 @@ class JobMachine:
         taken, self._effects = self._effects, []
         return taken
 
-    def inventory(self) -> list[job_life.Report]:
+    def inventory(self) -> list[model.Report]:
         """Every attempt that is known: first thing on a stream. What changed so far is told by it."""
         self._changed.clear()
         return [life.report for life in self._lives.values()]
@@ -241,7 +241,7 @@ class JobMachine:
         """Whether there is something to tell the leader."""
         return bool(self._changed)
 
-    def take_changed(self, most: int) -> list[job_life.Report]:
+    def take_changed(self, most: int) -> list[model.Report]:
         """Attempts that changed since they were told, the oldest change first."""
         taken = list(self._changed)[:most]
         for ref in taken:
@@ -312,7 +312,7 @@ class JobMachine:
         life.is_alive, life.outcome, life.end_time_seconds = False, outcome, end_time_seconds
         life.memory_held_bytes = 0
         self._note("job_ended", ref, cause=outcome.cause.value, detail=outcome.detail)
-        report = job_life.Report(
+        report = model.Report(
             ref=ref,
             phase=AttemptPhase.ENDED,
             outcome=outcome,
