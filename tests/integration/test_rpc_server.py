@@ -17,6 +17,7 @@ from grpc_requests.aio import AsyncClient
 from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
 from leasehold.core import errors
 from leasehold.rpc import channel, options
+from leasehold.rpc import errors as rpc_errors
 from leasehold.rpc.server import Drain, Server
 
 BUDGET_SERVICE = budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]
@@ -303,3 +304,31 @@ async def test_a_call_begins_with_a_look_at_one_task_however_many_methods_there_
         assert await check(address) == SERVING
         names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
     assert len([name for name in names if name.startswith("AioServer._request")]) == 1
+
+
+@pytest.mark.parametrize("writes", [1, 2])
+async def test_a_stream_whose_write_is_given_up_ends_with_its_error_and_is_not_left_open(writes: int) -> None:
+    class GivingUp(budget_service_pb2_grpc.BudgetServiceServicer):
+        """As a leader that loses its reign while it writes to a holder or an agent."""
+
+        async def HoldLeases(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+            task = asyncio.current_task()
+            assert task is not None
+            for number in range(1, writes + 1):
+                if number == writes:
+                    # It is run once the write has begun, and before anything is heard of it.
+                    asyncio.get_running_loop().call_soon(task.cancel)
+                try:
+                    await context.write(budget_service_pb2.HoldLeasesResponse())
+                except asyncio.CancelledError:
+                    task.uncancel()
+                    raise errors.NotLeader("127.0.0.1:1") from None
+
+    server = make_server(budgets=GivingUp())  # type: ignore[abstract, arg-type]
+    async with running(server) as address, channel.open_channel(address) as client:
+        call = budget_service_pb2_grpc.BudgetServiceStub(client).HoldLeases()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async with asyncio.timeout(5):
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+    assert isinstance(rpc_errors.from_rpc_error(caught.value), errors.NotLeader)

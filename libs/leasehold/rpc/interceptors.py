@@ -118,6 +118,9 @@ class _Call:
         async def run(request: Any, context: _Context) -> None:
             self._started.add()
             try:
+                # Said by itself, not with the first message: where a handler gives that write up, and fails,
+                # gRPC would say it once more with the status, fail at that, and leave the call open for ever.
+                await context.send_initial_metadata(())
                 if is_generator:
                     # Closed at once on cancellation: its `finally` must not wait for the garbage collector.
                     async with contextlib.aclosing(behaviour(request, context)) as answers:
