@@ -5,6 +5,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any, LiteralString
 
 import allocator_kit as kit
 import job_agents
@@ -165,6 +166,135 @@ async def _takes(fleet: kit.Fleet, member: kit.AllocatorProcess) -> bool:
         await ask(fleet, "ListQueues", wire.ListQueuesRequest(), at=member, seconds=1.0)
         return True
     return False
+
+
+@pytest.mark.parametrize("kind", ["submits", "allocations", "ends"])
+async def test_a_leader_frozen_inside_a_transaction_holds_up_no_successor_and_commits_nothing_afterwards(
+    make_fleet: MakeFleet, postgres_dsn: str, tmp_path: Path, kind: str
+) -> None:
+    armed = tmp_path / "armed"
+    fleet = make_fleet(LEASEHOLD_TEST_CRASH=f"inside {kind} {armed}")
+    first = fleet.members[0]
+    first.program = CRASHING
+    await fleet.start()
+    await job_agents.ready(fleet)
+    second = fleet.add()
+    agent = JobAgent(fleet.addresses, registration("r1"), run=job_agents.succeeds)
+    async with hosts(fleet, agent):
+        second.start()
+        armed.touch()
+        submitting = asyncio.create_task(_submit_patiently(fleet, "meanwhile"))
+        await until(lambda: _is_frozen(first), "the first leader freezes itself")
+        [backend] = await _rows(postgres_dsn, _OPEN_TRANSACTIONS)
+
+        successor = await job_agents.ready(fleet, seconds=20)
+        assert successor is second
+        assert successor.logged_at("jobs_known") - successor.logged_at("leading") < 5.0
+        assert backend not in await _rows(postgres_dsn, _OPEN_TRANSACTIONS)
+        submitted = await submitting
+        await until_state(fleet, submitted.job_id, "COMPLETED")
+        await until(lambda: not agent.records, "its end may be forgotten")
+
+        before = await _rows(postgres_dsn, _LEDGER)
+        first.thaw()
+        await until(lambda: "reign_ended" in first.log(), "the first one knows that it leads no more")
+        with pytest.raises(errors.Unavailable):
+            await submit(fleet, at=first)
+        assert await _rows(postgres_dsn, _LEDGER) == before
+        assert [job.job_id for job in await _jobs(fleet)] == [submitted.job_id]
+        assert dict(agent.starts) == {(submitted.job_id, 1): 1}
+        assert await _findings(fleet) == []
+
+
+#: Of flushers: who has written, and neither commits nor goes on.
+_OPEN_TRANSACTIONS = """
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name LIKE 'leasehold-jobs %'
+        AND state = 'idle in transaction' AND backend_xid IS NOT NULL
+"""
+_LEDGER = """
+    SELECT j.job_id, j.state, j.attempt, a.alloc_seq, a.release_seq, a.epoch, f.generation, f.revision,
+        f.flush_seq, f.batch_id
+    FROM job_fence AS f
+    LEFT JOIN job AS j ON true
+    LEFT JOIN resource_allocation AS a USING (job_id)
+    ORDER BY j.job_id, a.attempt
+"""
+
+
+async def _rows(dsn: str, statement: LiteralString) -> list[Any]:
+    async with await AsyncConnection.connect(dsn) as connection:
+        return await (await connection.execute(statement)).fetchall()
+
+
+def _is_frozen(member: kit.AllocatorProcess) -> bool:
+    # After the command, which may have blanks and parentheses: the state.
+    return Path(f"/proc/{member.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_frozen"),
+    [
+        (15.0, True),
+        pytest.param(60.0, True, marks=pytest.mark.soak),
+        pytest.param(60.0, False, marks=pytest.mark.soak),
+    ],
+)
+async def test_postgres_away_for_long_is_told_clearly_what_runs_goes_on_and_all_is_committed_afterwards(
+    make_fleet: MakeFleet, own_postgres: devstack.PostgresServer, seconds: float, is_frozen: bool
+) -> None:
+    fleet = make_fleet(dsn=own_postgres.dsn)
+    await fleet.start()
+    leader = await job_agents.ready(fleet)
+    agent = JobAgent(fleet.addresses, registration("r1", cpus=16))
+    async with hosts(fleet, agent):
+        ending, failing, lasting = [(await submit(fleet)).job_id for _ in range(3)]
+        for job_id in (ending, failing, lasting):
+            await until(lambda ref=(job_id, 1): ref in agent.records, "it has started")  # type: ignore[misc]
+        connections = agent.connections
+
+        await asyncio.to_thread(own_postgres.freeze if is_frozen else own_postgres.kill)
+        agent.finish((ending, 1))
+        agent.finish((failing, 1), job_agents.FAILED)
+        # Clients whose requests come again under their ids, and go on doing so until they are answered.
+        patient = [
+            asyncio.create_task(_submit_patiently(fleet, f"patient-{number}", seconds=seconds + 60))
+            for number in range(5)
+        ]
+        until_then, told = asyncio.get_running_loop().time() + seconds, 0
+        while asyncio.get_running_loop().time() < until_then:
+            with pytest.raises(errors.PostgresUnavailable) as caught:
+                await submit(fleet, request_id="meanwhile", at=leader)
+            assert caught.value.retry_after_seconds is not None
+            told += 1
+            for job_id in (ending, failing, lasting):
+                assert (await job_agents.job(fleet, job_id, at=leader)).state == job_pb2.JOB_STATE_RUNNING
+            await asyncio.sleep(caught.value.retry_after_seconds)
+        # Most are refused at once, rather than after a wait for Postgres.
+        assert told > seconds / 3
+        assert not any(each.done() for each in patient)
+        assert {(ending, 1), (failing, 1), (lasting, 1)} == set(agent.records)
+        await asyncio.to_thread(own_postgres.thaw if is_frozen else own_postgres.start)
+
+        await until_state(fleet, ending, "COMPLETED")
+        await until_state(fleet, failing, "FAILED")
+        later = [await each for each in patient]
+        assert len({each.job_id for each in later}) == len(patient)
+        for each in later:
+            await until(lambda ref=(each.job_id, 1): ref in agent.records, "it has started")  # type: ignore[misc]
+        for job_id in (lasting, *(each.job_id for each in later)):
+            agent.finish((job_id, 1))
+            await until_state(fleet, job_id, "COMPLETED")
+        # One of them may have been committed with nobody to hear of it: under its id it is found again.
+        meanwhile = await _submit_patiently(fleet, "meanwhile")
+        expected = {ending, failing, lasting, meanwhile.job_id, *(each.job_id for each in later)}
+        assert {job.job_id for job in await _jobs(fleet)} == expected
+        await until(lambda: (meanwhile.job_id, 1) in agent.records, "it has started")
+        assert set(agent.starts.values()) == {1}
+        await until(lambda: set(agent.records) == {(meanwhile.job_id, 1)}, "ends may be forgotten")
+        assert await _findings(fleet) == []
+        assert leader.is_running and await fleet.leader() is leader
+        assert agent.connections == connections
 
 
 async def test_postgres_stopped_and_started_again_loses_nothing_and_is_recovered_from_by_itself(
