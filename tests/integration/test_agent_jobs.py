@@ -160,7 +160,9 @@ async def test_ends_are_told_as_they_were_and_nothing_of_them_stays_once_forgott
     nowhere = scene.assign("nowhere")
     unknown = scene.assign("other")
     wrong = scene.assign(code="true", note="1; rm")
-    outcomes = [await scene.ended(ref) for ref in (good, bad, crashed, nowhere, unknown, wrong)]
+    unreadable = scene.assign(code="true", max_run=-1.0)
+    refs = (good, bad, crashed, nowhere, unknown, wrong, unreadable)
+    outcomes = [await scene.ended(ref) for ref in refs]
 
     assert [outcome.cause for outcome in outcomes] == [
         job_pb2.END_CAUSE_SUCCEEDED,
@@ -168,15 +170,17 @@ async def test_ends_are_told_as_they_were_and_nothing_of_them_stays_once_forgott
         job_pb2.END_CAUSE_FAILED,
         job_pb2.END_CAUSE_NOT_STARTED,
         job_pb2.END_CAUSE_NOT_STARTED,
+        job_pb2.END_CAUSE_REFUSED,
         job_pb2.END_CAUSE_NOT_STARTED,
     ]
     assert (outcomes[0].exit_code, outcomes[1].exit_code, outcomes[2].signal) == (0, 7, 11)
     assert "No such file" in outcomes[3].detail
     assert "no job template 'other'" in outcomes[4].detail
     assert "parameters.note" in outcomes[5].detail
+    assert "does not understand the assignment" in outcomes[6].detail
     log = scene.agent.order(read_log={"worker": good.log_name}).log
     assert log.data.decode() == f"cpus 1 1 {good.job_id}\n"
-    for ref in (good, bad, crashed, nowhere, unknown, wrong):
+    for ref in refs:
         scene.forget(ref)
     jobs = scene.agent.state / "jobs"
     await until(lambda: not [*jobs.glob("ends/*"), *jobs.glob("attempts/*")], "nothing is kept")

@@ -115,6 +115,11 @@ def test_parameters_are_checked(tmp_path: Path, given: dict[str, str]) -> None:
         job_templates.command(assignment(**given), loaded(tmp_path, TEMPLATES).job_templates)
 
 
+def test_a_template_that_a_host_has_not_is_told_apart_from_wrong_parameters(tmp_path: Path) -> None:
+    with pytest.raises(errors.NotFound, match="no job template 'encode'; it has none"):
+        job_templates.command(assignment(input_file="/data/a"), {})
+
+
 def folder(tmp_path: Path) -> job_records.JobFolder:
     whole = state.StateFolder(tmp_path / "state")
     whole.open()

@@ -1,5 +1,6 @@
 """The machine of jobs, rule by rule: what is answered and when, what is given up and what is not."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -265,6 +266,17 @@ def test_a_loss_of_infrastructure_counts_no_attempt(reign: Reign, cause: EndCaus
 
 def test_a_job_that_is_never_to_be_repeated_fails_once_its_loss_is_proven(reign: Reign) -> None:
     assert reign.end(reign.run(on_lost=model.OnLost.NEVER), EndCause.NODE_LOST) is JobState.FAILED
+
+
+def test_what_its_hosts_template_refuses_fails_at_once_and_what_a_host_lacks_is_tried_elsewhere() -> None:
+    retry = model.RetryPolicy(max_attempts=5)
+    record = model.JobRecord(job_id="", spec=job(retry=retry), state=JobState.RUNNING, attempt=1)
+    refused = model.Outcome(cause=EndCause.REFUSED, detail="parameters.note: is not of its pattern")
+
+    assert attempts.judge(record, refused) == attempts.Judgement(JobState.FAILED, is_failure=True)
+    assert attempts.judge(record, model.Outcome(cause=EndCause.NOT_STARTED)).next_state is JobState.PENDING
+    cancelled = dataclasses.replace(record, is_cancel_requested=True)
+    assert attempts.judge(cancelled, refused).next_state is JobState.CANCELLED
 
 
 def test_what_is_lost_again_and_again_fails_at_last() -> None:

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+from leasehold.core import errors
 from leasehold.core.job import model as job_model
 from leasehold.core.node import job_life, model
-from leasehold.nodeagent import documents, pools, preflight, templates, worker_values
+from leasehold.nodeagent import pools, preflight, templates, worker_values
 
 _LOG: Final = worker_values.LogSettings(max_bytes=16 * model.MIB, keep=2)
 
@@ -27,13 +28,16 @@ class Command:
 
 
 def command(assignment: job_life.Assignment, known: Mapping[str, templates.Template]) -> Command:
-    """What an assignment runs. Raises `InvalidArgument` for an unknown template or a wrong parameter."""
+    """What an assignment runs.
+
+    Raises `NotFound` for an unknown template, `InvalidArgument` for parameters that it does not take.
+    """
     template = known.get(assignment.template)
     if template is None:
-        raise documents.wrong(
-            "template",
-            f"this host has no job template {assignment.template[:63]!r}; "
+        raise errors.NotFound(
+            f"template: this host has no job template {assignment.template[:63]!r}; "
             f"it has {', '.join(sorted(known)) or 'none'}",
+            field="template",
         )
     return Command(template=template, values=template.values(assignment.parameters, "parameters"))
 

@@ -31,15 +31,23 @@ def decode_assignment(message: attempt_pb2.JobAssignment) -> job_life.Assignment
     )
 
 
-def decode_assignments(messages: Iterable[attempt_pb2.JobAssignment]) -> list[job_life.Assignment]:
-    """What is to be run; what cannot be understood is told in the log and left out."""
-    found = []
+def decode_assignments(
+    messages: Iterable[attempt_pb2.JobAssignment],
+) -> tuple[list[job_life.Assignment], dict[model.AttemptRef, str]]:
+    """What is to be run; and what cannot be understood, with the reason, so that the leader is told.
+
+    One that does not even name its attempt is told in the log alone.
+    """
+    found: list[job_life.Assignment] = []
+    refused: dict[model.AttemptRef, str] = {}
     for message in messages:
         try:
             found.append(decode_assignment(message))
         except errors.InvalidArgument as error:
             _log.error("assignment_not_understood", job_id=message.attempt.job_id, message=error.message)
-    return found
+            for ref in decode_refs([message.attempt]):
+                refused[ref] = f"this host's agent does not understand the assignment: {error.message}"
+    return found, refused
 
 
 def decode_refs(messages: Iterable[attempt_pb2.AttemptRef]) -> list[model.AttemptRef]:

@@ -6,7 +6,7 @@ that of carrying out what the machine (`core/node/job_machine.py`) decides.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Final
 
@@ -129,11 +129,21 @@ class Jobs:
             try:
                 command = job_templates.command(assignment, self.config.job_templates)
                 stop = command.stop
-            except errors.LeaseholdError as error:
+            except errors.NotFound as error:
+                # Another host may have it, and so may this one's next configuration.
                 self.machine.refuse(time.time(), assignment.ref, error.message)
+                continue
+            except errors.LeaseholdError as error:
+                self.machine.refuse(time.time(), assignment.ref, error.message, EndCause.REFUSED)
                 continue
             if self.machine.assign(assignment, stop):
                 self._commands[assignment.ref] = command
+        self.settle()
+
+    def refuse(self, refusals: Mapping[model.AttemptRef, str]) -> None:
+        """Attempts that cannot be run here, and why: they never start."""
+        for ref, why in refusals.items():
+            self.machine.refuse(time.time(), ref, why)
         self.settle()
 
     def stop(self, refs: Iterable[model.AttemptRef]) -> None:

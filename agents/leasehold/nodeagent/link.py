@@ -321,7 +321,9 @@ class Link:
         jobs = self._host.jobs
         # One that is about to end begins nothing; its successor is told the same again.
         if response.assignments and not self._host.is_ending:
-            jobs.assign(job_wire.decode_assignments(response.assignments))
+            assignments, refusals = job_wire.decode_assignments(response.assignments)
+            jobs.assign(assignments)
+            jobs.refuse(refusals)
         if response.stop:
             jobs.stop(job_wire.decode_refs(response.stop))
         if response.forget:

@@ -87,7 +87,7 @@ def judge(job: model.JobRecord, outcome: model.Outcome) -> Judgement:
     found = _judge(job, outcome)
     if job.is_cancel_requested and (
         found.next_state is JobState.PENDING
-        or outcome.cause in (EndCause.LAPSED, EndCause.FORCED)
+        or outcome.cause in (EndCause.LAPSED, EndCause.FORCED, EndCause.REFUSED)
         or outcome.cause in model.INFRASTRUCTURE_CAUSES
         or (not job.spec.template and outcome.cause is EndCause.FAILED)
     ):
@@ -107,7 +107,7 @@ def _judge(job: model.JobRecord, outcome: model.Outcome) -> Judgement:
     if cause in model.INFRASTRUCTURE_CAUSES or cause in (EndCause.FORCED, EndCause.CANCELLED):
         return _judge_lost(job, outcome)
     failures = job.failures + 1
-    if failures >= spec.retry.max_attempts:
+    if failures >= spec.retry.max_attempts or cause is EndCause.REFUSED:
         return Judgement(JobState.FAILED, is_failure=True)
     return Judgement(JobState.PENDING, is_failure=True, backoff_seconds=spec.retry.backoff_seconds(failures))
 

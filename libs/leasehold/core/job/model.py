@@ -87,6 +87,7 @@ class EndCause(enum.StrEnum):
     NODE_LOST = "NODE_LOST"
     LAPSED = "LAPSED"
     FORCED = "FORCED"
+    REFUSED = "REFUSED"
 
 
 #: Ends that are not the job's fault: they count no attempt.

@@ -52,13 +52,18 @@ class JobMachine:
         self._effects.append(job_effects.Start(assignment))
         return True
 
-    def refuse(self, wall: float, ref: model.AttemptRef, detail: str) -> None:
-        """An attempt that cannot be run here never is. One that is known already is left as it is."""
+    def refuse(
+        self, wall: float, ref: model.AttemptRef, detail: str, cause: EndCause = EndCause.NOT_STARTED
+    ) -> None:
+        """An attempt that cannot be run here never is. One that is known already is left as it is.
+
+        `cause` is NOT_STARTED where another host may run it, or this one later; else REFUSED.
+        """
         if ref in self._lives or ref in self._forgotten:
             return
         self._lives[ref] = AttemptLife(ref, is_alive=False)
         self._note("job_refused", ref, why=detail)
-        self._end(ref, wall, model.Outcome(cause=EndCause.NOT_STARTED, detail=detail))
+        self._end(ref, wall, model.Outcome(cause=cause, detail=detail))
 
     def stop(
         self,

@@ -104,6 +104,10 @@ class _EndCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndCause.Val
     """An external holder did not renew in time."""
     END_CAUSE_FORCED: _EndCause.ValueType  # 9
     """Released by an operator."""
+    END_CAUSE_REFUSED: _EndCause.ValueType  # 10
+    """Its host's template does not take its parameters, so nothing was started: it would be so again, and the job
+    fails at once, whatever its retries.
+    """
 
 class EndCause(_EndCause, metaclass=_EndCauseEnumTypeWrapper):
     """Why an attempt ended."""
@@ -125,6 +129,10 @@ END_CAUSE_LAPSED: EndCause.ValueType  # 8
 """An external holder did not renew in time."""
 END_CAUSE_FORCED: EndCause.ValueType  # 9
 """Released by an operator."""
+END_CAUSE_REFUSED: EndCause.ValueType  # 10
+"""Its host's template does not take its parameters, so nothing was started: it would be so again, and the job
+fails at once, whatever its retries.
+"""
 Global___EndCause: _TypeAlias = EndCause  # noqa: Y015
 
 class _OnLost:
