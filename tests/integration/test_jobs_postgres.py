@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -16,6 +17,7 @@ from leasehold import devstack
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
 from leasehold.core.job import changes, model
+from leasehold.core.job.changes import Verdict
 from leasehold.core.placement import model as placement
 from leasehold.postgres import job_store, store
 
@@ -230,6 +232,36 @@ async def test_the_check_of_the_counter_is_the_last_word_whoever_writes(postgres
     async with psycopg_connection(postgres_dsn) as hand:
         with pytest.raises(psycopg.errors.CheckViolation, match="node_capacity_cpus_are_not_exceeded"):
             await hand.execute("UPDATE node_capacity SET used_cpus = 9 WHERE node = 'n1'")
+
+
+@pytest.mark.parametrize("places", [[7], [0, 19], []])
+async def test_which_jobs_of_a_request_postgres_refuses_is_told_and_nothing_of_the_request_is_kept(
+    postgres_dsn: str, places: list[int]
+) -> None:
+    epoch = await prepared(postgres_dsn)
+    submits = [submit(number) for number in range(1, 22)]
+    other = submits[20].job.job_id
+    for place in places:
+        # Not a time that Postgres knows.
+        job = dataclasses.replace(submits[place].job, submit_time_seconds=float("nan"))
+        submits[place] = changes.Submit(job=job)
+    answer = changes.KeepAnswer(
+        key=changes.RequestKey("tests", "request-1", 1),
+        # Without a poisonous job the answer itself is what Postgres refuses.
+        payload_sha256=b"a" * (32 if places else 31),
+        answer={},
+        job_ids=tuple(each.job.job_id for each in submits[:20]),
+    )
+    async with job_store.PostgresJobStore(postgres_dsn) as ledger:
+        await ledger.take_over(epoch)
+        batch = changes.Batch(batch_id="b", submits=tuple(submits), answers=(answer,))
+        result = await ledger.flush(epoch, batch)
+
+        expected = [Verdict.POISON if place in places or not places else Verdict.STALE for place in range(20)]
+        assert list(result.submits) == [*expected, Verdict.APPLIED]
+        assert [job.job_id for job in (await ledger.reload(epoch)).jobs] == [other]
+        assert await ledger.kept_answers([answer.key]) == {}
+        assert await ledger.was_flushed(epoch, "b")
 
 
 async def test_a_restart_of_postgres_loses_nothing_and_the_store_recovers_by_itself(

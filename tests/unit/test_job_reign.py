@@ -241,6 +241,33 @@ def test_a_stream_of_chunks_keeps_neither_ends_nor_allocations_out(reign: Reign)
     assert len(reign.ledger.jobs) == 4_001
 
 
+@pytest.mark.parametrize("is_all_or_none", [False, True])
+def test_one_job_that_postgres_refuses_spoils_no_other_of_its_request_and_the_answer_is_kept(
+    reign: Reign, is_all_or_none: bool
+) -> None:
+    key, specs = changes.RequestKey("someone", "r1", 1), [job(), job(), job()]
+    ticket = reign.submit(*specs, key=key, is_all_or_none=is_all_or_none)
+    batch = reign.machine.take_batch(reign.now, reign.now)
+    assert batch is not None
+    told = changes.BatchResult(
+        flush_seq=1, time_seconds=reign.now, submits=(Verdict.STALE, Verdict.POISON, Verdict.STALE)
+    )
+    reign.machine.batch_done(reign.now, reign.now, told)
+    reign.flush()
+
+    verdicts = reign.answers[ticket].value
+    others = errors.RefusedTogether.reason if is_all_or_none else None
+    reasons = [None if each.error is None else each.error.reason for each in verdicts]
+    assert reasons == [others, errors.InvalidArgument.reason, others]
+    assert sorted(reign.ledger.jobs) == sorted(each.job_id for each in verdicts if each.job_id)
+    repeated = reign.submit(*specs, key=key, is_all_or_none=is_all_or_none)
+    reign.flush()
+    again = reign.answers[repeated].value
+    assert [(each.job_id, str(each.error)) for each in again] == [
+        (each.job_id, str(each.error)) for each in verdicts
+    ]
+
+
 # Ends, retries, cancels
 
 

@@ -5,7 +5,7 @@ together, or are refused together, so that no answer ever tells of jobs that are
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from leasehold.core.job import changes
@@ -64,9 +64,17 @@ def joined(
     return dataclasses.replace(parts[-1][1], kept_before=kept, **found)
 
 
-def poisoned(batch: changes.Batch, result: changes.BatchResult) -> changes.BatchResult:
-    """`result` of an empty batch, with every change of `batch` told as poison."""
+def poisoned(batch: changes.Batch, result: changes.BatchResult, poison: Collection[str]) -> changes.BatchResult:
+    """`result` of an empty batch, with every change of `batch` told as poison.
+
+    Of submits only those of the jobs `poison`, if there are any: the others are STALE.
+    """
     verdicts: dict[str, Any] = {kind: (changes.Verdict.POISON,) * len(getattr(batch, kind)) for kind in _JUDGED}
+    if poison:
+        verdicts["submits"] = tuple(
+            changes.Verdict.POISON if submit.job.job_id in poison else changes.Verdict.STALE
+            for submit in batch.submits
+        )
     return dataclasses.replace(result, **verdicts)
 
 

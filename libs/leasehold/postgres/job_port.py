@@ -60,8 +60,8 @@ class JobStore(Protocol):
     async def flush(self, epoch: epochs.Epoch, batch: changes.Batch) -> changes.BatchResult:
         """Commit a batch. Raises `StaleEpoch`, after which this leader must not go on.
 
-        A batch of data that Postgres refuses is halved until only the poison fails; a kept answer and the
-        submits that it tells of fail together.
+        A batch of data that Postgres refuses is halved until only the poison fails. A kept answer and the
+        submits that it tells of fail together; which of them are the poison is told apart.
         """
 
     async def was_flushed(self, epoch: epochs.Epoch, batch_id: str) -> bool:

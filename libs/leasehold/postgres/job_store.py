@@ -47,6 +47,10 @@ _POISON_CLASSES = frozenset({"22", "23"})
 _log = logs.get_logger(__name__)
 
 
+class _RehearsedError(Exception):
+    """Rolls a transaction back that would have gone through."""
+
+
 class PostgresJobStore:
     """Implements `job_port.JobStore`; an async context manager. `store.PostgresStore` migrates the schema."""
 
@@ -109,11 +113,10 @@ class PostgresJobStore:
 
     async def flush(self, epoch: epochs.Epoch, batch: changes.Batch) -> changes.BatchResult:
         """As `job_port.JobStore.flush`."""
-        if self._flushing is None:
-            raise errors.FailedPrecondition("the ledger is flushed by who has taken it over")
+        flushing = self._writing()
         for _ in range(TRIES_MAX):
             try:
-                async with self._flushing.transaction() as cursor:
+                async with flushing.transaction() as cursor:
                     result = await job_flush.flush(cursor, epoch, batch)
                     if result is None:
                         raise await self._stale(cursor, epoch)
@@ -133,12 +136,44 @@ class PostgresJobStore:
         units = job_halves.units(batch)
         if len(units) <= 1:
             _log.error("change_refused", batch=batch.batch_id, error=error.message)
-            return job_halves.poisoned(batch, await self._noted(epoch, batch.batch_id))
+            poison = await self._poison(epoch, batch.submits) if len(batch.submits) > 1 else []
+            return job_halves.poisoned(batch, await self._noted(epoch, batch.batch_id), poison)
         first, second = units[: len(units) // 2], units[len(units) // 2 :]
         # The whole was flushed when its last half was: that one has its id.
         before = await self.flush(epoch, job_halves.picked(batch, first, f"{batch.batch_id[:62]}/1"))
         after = await self.flush(epoch, job_halves.picked(batch, second, batch.batch_id))
         return job_halves.joined(batch, [(first, before), (second, after)])
+
+    async def _poison(self, epoch: epochs.Epoch, submits: Sequence[changes.Submit]) -> list[str]:
+        """Jobs that Postgres refuses, found by halves; nothing is committed."""
+        if await self._would_take(epoch, submits):
+            return []
+        if len(submits) == 1:
+            return [submits[0].job.job_id]
+        middle = len(submits) // 2
+        return [
+            *await self._poison(epoch, submits[:middle]),
+            *await self._poison(epoch, submits[middle:]),
+        ]
+
+    async def _would_take(self, epoch: epochs.Epoch, submits: Sequence[changes.Submit]) -> bool:
+        rehearsed = changes.Batch(batch_id="-", submits=tuple(submits))
+        try:
+            async with self._writing().transaction() as cursor:
+                if await job_flush.flush(cursor, epoch, rehearsed) is None:
+                    raise await self._stale(cursor, epoch)
+                raise _RehearsedError
+        except _RehearsedError:
+            return True
+        except errors.LeaseholdError as error:
+            if _sqlstate(error)[:2] not in _POISON_CLASSES:
+                raise
+            return False
+
+    def _writing(self) -> database.Database:
+        if self._flushing is None:
+            raise errors.FailedPrecondition("the ledger is flushed by who has taken it over")
+        return self._flushing
 
     async def _noted(self, epoch: epochs.Epoch, batch_id: str) -> changes.BatchResult:
         return await self.flush(epoch, changes.Batch(batch_id=batch_id))

@@ -98,7 +98,10 @@ class RequestKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepAnswer:
-    """Keep the first answer to a request. Only if none is kept, else the whole request's submits are STALE."""
+    """Keep the first answer to a request. Only if none is kept, else the whole request's submits are STALE.
+
+    Where Postgres refuses some of its submits, those are POISON, the others STALE, and no answer is kept.
+    """
 
     key: RequestKey
     #: 32 bytes.

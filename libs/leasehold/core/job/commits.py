@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from leasehold.core import errors
-from leasehold.core.job import answers, attempts, changes, effects, model, reclaim
+from leasehold.core.job import answers, attempts, changes, effects, model, reclaim, requests
 from leasehold.core.job import execution as executions
 from leasehold.core.job import mirror as mirrors
 from leasehold.core.job import outbox as outboxes
@@ -243,6 +243,12 @@ class Commits:
         verdicts: dict[str, Verdict],
         result: changes.BatchResult,
     ) -> None:
+        poison = {job.job_id for job in submission.jobs if verdicts[job.job_id] is Verdict.POISON}
+        if submission.key is not None and 0 < len(poison) < len(submission.jobs):
+            # Its answer is kept with its jobs, and told of all of them: nothing is committed yet.
+            requests.leave_out(submission, poison)
+            self._outbox.put_back(submissions=[submission], cancels=(), queues=())
+            return
         self._forget_key(submission)
         kept = None if submission.key is None else result.kept_before.get(submission.key)
         if kept is not None and submission.key is not None:
@@ -254,9 +260,7 @@ class Commits:
                 self._mirror.submitted(job, now, wall)
                 self._out.append(effects.Changed(job.job_id))
             else:
-                refused[job.job_id] = errors.InvalidArgument(
-                    "Postgres refuses what is in this job", field="spec"
-                )
+                refused[job.job_id] = requests.refused_by_postgres()
         self._answer_submission(now, submission, refused)
 
     def _answer_submission(
@@ -386,10 +390,7 @@ class Commits:
             return False
         if not was_committed:
             return False
-        refused: dict[str, errors.LeaseholdError] = {
-            job_id: errors.InvalidArgument("Postgres refuses what is in this job", field="spec")
-            for job_id in missing
-        }
+        refused = {job_id: requests.refused_by_postgres() for job_id in missing}
         self._forget_key(submission)
         self._answer_submission(now, submission, refused)
         return True

@@ -26,6 +26,7 @@ class Submission:
     jobs: tuple[model.JobRecord, ...]
     payload_sha256: bytes
     key: changes.RequestKey | None = None
+    is_all_or_none: bool = False
     tickets: list[int] = field(default_factory=list)
     #: Of an acquire, whose callers wait on.
     wait: Wait | None = None

@@ -1,6 +1,6 @@
 """Requests of callers: checked against what is committed, and put in line for the next batch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from leasehold.core import errors
 from leasehold.core.job import answers, changes, effects, model, outbox
@@ -61,8 +61,7 @@ def submission(
             known[kind] = refusal(mirror, asked, spec)
         refusals.append(known[kind])
     if is_all_or_none and any(refusals):
-        together = errors.RefusedTogether("another job of the same request was refused")
-        refusals = [error or together for error in refusals]
+        refusals = [error or _refused_together() for error in refusals]
     jobs, verdicts = [], []
     for spec, job_id, error in zip(specs, job_ids, refusals, strict=True):
         if error is not None:
@@ -78,7 +77,28 @@ def submission(
                 submit_time_seconds=wall,
             )
         )
-    return outbox.Submission(tuple(verdicts), tuple(jobs), payload_sha256, key)
+    return outbox.Submission(tuple(verdicts), tuple(jobs), payload_sha256, key, is_all_or_none)
+
+
+def _refused_together() -> errors.RefusedTogether:
+    return errors.RefusedTogether("another job of the same request was refused")
+
+
+def refused_by_postgres() -> errors.LeaseholdError:
+    """The verdict on a job that passed every check here, and that Postgres does not take."""
+    return errors.InvalidArgument("Postgres refuses what is in this job", field="spec")
+
+
+def leave_out(asked: outbox.Submission, job_ids: Collection[str]) -> None:
+    """Refuse these jobs of a request, of which nothing is committed; with it all, if it is all or none."""
+    refusals: dict[str, errors.LeaseholdError] = dict.fromkeys(job_ids, refused_by_postgres())
+    if asked.is_all_or_none:
+        refusals = {job.job_id: refusals.get(job.job_id, _refused_together()) for job in asked.jobs}
+    asked.verdicts = tuple(
+        effects.SubmitVerdict("", refusals[verdict.job_id]) if verdict.job_id in refusals else verdict
+        for verdict in asked.verdicts
+    )
+    asked.jobs = tuple(job for job in asked.jobs if job.job_id not in refusals)
 
 
 def waiting_twin(
