@@ -19,7 +19,7 @@ from leasehold.core import errors
 from leasehold.core.job import changes, model
 from leasehold.core.job.changes import Verdict
 from leasehold.core.placement import model as placement
-from leasehold.postgres import job_store, store
+from leasehold.postgres import job_port, job_store, queries, store
 
 CHILD = pathlib.Path(__file__).parents[1] / "job_flusher_child.py"
 PATIENCE_SECONDS = 30.0
@@ -234,6 +234,55 @@ async def test_the_check_of_the_counter_is_the_last_word_whoever_writes(postgres
             await hand.execute("UPDATE node_capacity SET used_cpus = 9 WHERE node = 'n1'")
 
 
+async def test_sessions_that_are_named_much_as_a_flushers_are_left_alone(postgres_dsn: str) -> None:
+    await prepared(postgres_dsn)
+    # No epoch; one that is no number that Postgres knows; a later one.
+    names = ["leasehold-jobs 1.x", f"leasehold-jobs 1.{'9' * 30}", "leasehold-jobs 1.3"]
+    async with contextlib.AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(psycopg_connection(postgres_dsn, name)) for name in names]
+        earlier = await stack.enter_async_context(psycopg_connection(postgres_dsn, "leasehold-jobs 1.1"))
+        ledger = await stack.enter_async_context(job_store.PostgresJobStore(postgres_dsn))
+        await ledger.take_over(epochs.Epoch(1, 2, 7))
+
+        assert [await value(other, "SELECT 1") for other in others] == [1, 1, 1]
+        with pytest.raises(psycopg.OperationalError):
+            await earlier.execute("SELECT 1")
+
+
+async def test_pages_tell_each_job_once_and_a_deep_one_is_found_by_the_index(postgres_dsn: str) -> None:
+    await prepared(postgres_dsn)
+    async with (
+        psycopg_connection(postgres_dsn) as connection,
+        job_store.PostgresJobStore(postgres_dsn, deadline_seconds=20.0) as ledger,
+    ):
+        # Microseconds that no binary fraction is equal to, and seven jobs of each instant.
+        await connection.execute(
+            """
+            INSERT INTO job (job_id, name, queue, priority, required_cpus, required_memory_bytes, spec, state,
+                principal, submit_time, end_time)
+            SELECT gen_random_uuid(), '', 'default', 0, 1, 1, '{}', 'CANCELLED', '',
+                '2026-01-01'::timestamptz + (number / 7) * interval '1.000001 s', now()
+            FROM generate_series(1, 20000) AS number
+            """
+        )
+        await connection.execute("ANALYZE job")
+        told: list[tuple[float, str]] = []
+        has_more = True
+        while has_more:
+            before = told[-1] if told else None
+            page = await ledger.list_jobs(job_port.JobFilter(), page_size=1000, before=before)
+            told += [(job.submit_time_seconds, job.job_id) for job in page.items]
+            has_more = page.has_more
+        assert len(told) == 20_000 and told == sorted(set(told), reverse=True)
+
+        parameters = dict.fromkeys(("job_id", "states", "queue", "node"))
+        deep = {"before_time": told[-500][0], "before_id": told[-500][1], "limit": 100}
+        statement = b"EXPLAIN " + queries.load("job_read.sql")["list_jobs"]
+        explained = await connection.execute(statement, {**parameters, **deep}, prepare=False)
+        plan = "\n".join(str(row[0]) for row in await explained.fetchall())
+        assert "using job_newest" in plan and "Index Cond: (ROW(submit_time, job_id) <" in plan, plan
+
+
 @pytest.mark.parametrize("places", [[7], [0, 19], []])
 async def test_which_jobs_of_a_request_postgres_refuses_is_told_and_nothing_of_the_request_is_kept(
     postgres_dsn: str, places: list[int]
@@ -346,8 +395,10 @@ def _id(number: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def psycopg_connection(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[tuple[int, ...]]]:
-    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+async def psycopg_connection(
+    dsn: str, name: str = "tests"
+) -> AsyncIterator[psycopg.AsyncConnection[tuple[int, ...]]]:
+    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, application_name=name)
     async with connection:
         yield connection
 

@@ -1,13 +1,19 @@
 -- end_sessions: Those of flushers of lower epochs, or (with `is_own`) of this one; each is waited for.
+--
+-- Postgres is free to evaluate the parts of an AND in any order: only CASE keeps another program's name from being
+-- read as an epoch. Who is to end is found before anybody is ended, by MATERIALIZED.
+WITH flusher AS MATERIALIZED (
+    SELECT pid, application_name AS name,
+        CASE
+            WHEN application_name ~ '^leasehold-jobs [0-9]{1,18}[.][0-9]{1,18}$'
+            THEN string_to_array(substr(application_name, 16), '.')::bigint[]
+        END AS epoch
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+)
 SELECT pg_terminate_backend(pid, 1000)
-FROM pg_stat_activity
-WHERE datname = current_database()
-    AND pid <> pg_backend_pid()
-    AND application_name ~ '^leasehold-jobs [0-9]+[.][0-9]+$'
-    AND (
-        string_to_array(substr(application_name, 16), '.')::bigint[] < ARRAY[%(generation)s, %(revision)s]::bigint[]
-        OR (%(is_own)s AND application_name = %(name)s)
-    );
+FROM flusher
+WHERE epoch < ARRAY[%(generation)s, %(revision)s]::bigint[] OR (%(is_own)s AND name = %(name)s);
 
 -- raise_fence: Fence off lower epochs; no row: a higher one has it.
 UPDATE job_fence
@@ -51,6 +57,10 @@ LEFT JOIN resource_allocation_live AS a ON a.job_id = j.job_id
 WHERE j.state IN ('PENDING', 'RUNNING');
 
 -- list_jobs: Newest first, with the last row of each; NULL filters mean all.
+--
+-- Planned with its values, so each filter that is NULL falls away. A page that begins deep in the list is found by
+-- the index of submit times, which must be compared as they are kept; jobs of a rare node by a join from its rows,
+-- which a lateral subquery would forbid.
 SELECT j.job_id::text, j.name, j.queue, j.priority, j.required_cpus, j.required_memory_bytes, j.spec, j.state,
     j.attempt, j.failures, j.principal, extract(epoch FROM j.submit_time)::float8 AS submit_time,
     extract(epoch FROM j.start_time)::float8 AS start_time, extract(epoch FROM j.end_time)::float8 AS end_time,
@@ -59,20 +69,14 @@ SELECT j.job_id::text, j.name, j.queue, j.priority, j.required_cpus, j.required_
     a.alloc_seq, a.release_seq, extract(epoch FROM a.allocated_time)::float8 AS allocated_time,
     extract(epoch FROM a.released_time)::float8 AS released_time
 FROM job AS j
-LEFT JOIN LATERAL (
-    SELECT *
-    FROM resource_allocation AS r
-    WHERE r.job_id = j.job_id
-    ORDER BY r.attempt DESC
-    LIMIT 1
-) AS a ON true
+LEFT JOIN resource_allocation AS a ON a.job_id = j.job_id AND a.attempt = j.attempt
 WHERE (%(job_id)s::uuid IS NULL OR j.job_id = %(job_id)s)
     AND (%(states)s::text[] IS NULL OR j.state = ANY (%(states)s))
     AND (%(queue)s::text IS NULL OR j.queue = %(queue)s)
     AND (%(node)s::text IS NULL OR a.node = %(node)s)
     AND (
         %(before_time)s::float8 IS NULL
-        OR (extract(epoch FROM j.submit_time)::float8, j.job_id) < (%(before_time)s, %(before_id)s::uuid)
+        OR (j.submit_time, j.job_id) < (to_timestamp(%(before_time)s), %(before_id)s::uuid)
     )
 ORDER BY j.submit_time DESC, j.job_id DESC
 LIMIT %(limit)s;
