@@ -99,6 +99,15 @@ async def test_a_job_that_fails_is_tried_again_as_its_policy_says_and_then_faile
     assert dict(agent.starts) == {(submitted.job_id, attempt): 1 for attempt in (1, 2, 3)}
 
 
+async def test_a_job_that_its_hosts_template_refuses_fails_at_once_with_the_reason(fleet: kit.Fleet) -> None:
+    refused = job_pb2.JobOutcome(cause=job_pb2.END_CAUSE_REFUSED, detail="parameters.frame: is missing")
+    agent = JobAgent(fleet.addresses, registration("r1"), run=lambda _: refused)
+    async with hosts(fleet, agent):
+        submitted = await submit(fleet, spec(retry=job_pb2.RetryPolicy(max_attempts=5)))
+        ended = await until_state(fleet, submitted.job_id, "FAILED")
+    assert (ended.attempt, ended.outcome) == (1, refused)
+
+
 async def test_a_pending_job_is_cancelled_at_once_and_a_running_one_by_its_agent(fleet: kit.Fleet) -> None:
     agent = JobAgent(fleet.addresses, registration("r1", cpus=4))
     async with hosts(fleet, agent):
