@@ -14,8 +14,8 @@ for _name in list(os.environ):
     if (_name.startswith("LEASEHOLD_") and _name not in _KEPT) or _name in {"WORKER_ID", "WORKER_COUNT"}:
         del os.environ[_name]
 
-# Whoever starts the tests may ignore or block signals (a shell does it to what it starts with `&`), and children
-# inherit both: what a test sends to the programs under test must reach them as it would from a terminal.
+# Whoever starts the tests may ignore or block signals (a shell does it to what it starts with `&`), and
+# children inherit both: what a test sends to the programs under test must reach them as from a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(_number, signal.SIG_DFL)

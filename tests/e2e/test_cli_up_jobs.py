@@ -1,4 +1,4 @@
-"""`leasehold up` with its example agent: the job that it tells to try runs, and it is in Postgres afterwards."""
+"""`leasehold up` with its example agent: the job that it tells to try runs, and the audit is clean."""
 
 import json
 import shlex
