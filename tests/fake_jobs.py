@@ -195,14 +195,13 @@ class FakeJobs(job_service_pb2_grpc.JobServiceServicer):
     async def WatchJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
         job = self._job(request.job_id)
         while True:
-            yield wire.WatchJobResponse(job=job)
-            if job.state not in (job_pb2.JOB_STATE_PENDING, job_pb2.JOB_STATE_RUNNING):
+            told = job_pb2.Job()
+            told.CopyFrom(job)  # what this message tells: the job may change before the generator goes on
+            yield wire.WatchJobResponse(job=told)
+            if told.state not in (job_pb2.JOB_STATE_PENDING, job_pb2.JOB_STATE_RUNNING):
                 return
-            told = job.SerializeToString(deterministic=True)
             async with self._changed:
-                await self._changed.wait_for(
-                    lambda told=told: job.SerializeToString(deterministic=True) != told  # type: ignore[misc]
-                )
+                await self._changed.wait_for(lambda told=told: job != told)  # type: ignore[misc]
 
     async def ExplainJob(self, request: Any, context: Any) -> Any:
         self._job(request.job_id)
