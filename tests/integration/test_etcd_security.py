@@ -24,6 +24,8 @@ from leasehold.etcd.port import Compare, KeyPut, Put
 
 SETTINGS = settings.Settings(call_timeout_seconds=5)
 IMPATIENT = settings.Settings(call_timeout_seconds=1)
+#: On a machine that is busy with other things a handshake may take longer than the patience.
+NOT_LET_IN = (errors.EtcdUnavailable, errors.DeadlineExceeded)
 ROOT = settings.Login("root", "root's secret")
 APP = settings.Login("app", "app's secret")
 
@@ -243,7 +245,7 @@ async def test_a_client_with_its_certificate_speaks_tls(tls_endpoint: str, autho
 
 
 async def test_a_client_without_a_certificate_is_not_let_in(tls_endpoint: str, authority: Authority) -> None:
-    with pytest.raises(errors.EtcdUnavailable):
+    with pytest.raises(NOT_LET_IN):
         await adapter.connect([tls_endpoint], tls=settings.Tls(authority.ca_file), settings=IMPATIENT)
 
 
@@ -252,7 +254,7 @@ async def test_a_server_of_another_authority_is_not_trusted(
 ) -> None:
     stranger = Authority(tmp_path, "stranger")
     cert_file, key_file = authority.issue("client")
-    with pytest.raises(errors.EtcdUnavailable):
+    with pytest.raises(NOT_LET_IN):
         await adapter.connect(
             [tls_endpoint], tls=settings.Tls(stranger.ca_file, cert_file, key_file), settings=IMPATIENT
         )
