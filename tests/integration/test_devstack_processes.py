@@ -1,9 +1,11 @@
 """Child processes for real: recorded before they run, ended by identity, never a stranger with an old PID."""
 
+import contextlib
 import dataclasses
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 from leasehold import devstack
 from leasehold.core import errors
-from leasehold.devstack import identity, process, records
+from leasehold.devstack import identity, ports, process, records
 
 SLEEP = ["sleep", "1000"]
 # It answers SIGTERM by going on.
@@ -191,6 +193,23 @@ def test_a_child_that_ends_at_once_is_told_with_the_end_of_its_log(start_child: 
 
     with pytest.raises(errors.Unavailable, match=r"ended with code 3.*\n.*port is taken"):
         child.wait_until(lambda: False, timeout_seconds=10, cancel=threading.Event())
+
+
+def test_a_child_is_not_taken_for_ready_because_a_stranger_answers_on_its_port(start_child: StartChild) -> None:
+    port = ports.free_port()
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((ports.HOST, port)):
+            return True
+        return False
+
+    with socket.create_server((ports.HOST, port)):
+        child = start_child([sys.executable, "-m", "http.server", "--bind", ports.HOST, str(port)])
+        with pytest.raises(errors.Unavailable, match=r"ended with code 1(.*\n)*.*in use"):
+            child.wait_until(answers, timeout_seconds=10, cancel=threading.Event(), port=port)
+
+    child.start()
+    child.wait_until(answers, timeout_seconds=10, cancel=threading.Event(), port=port)
 
 
 def test_a_child_can_be_started_again_after_it_was_killed_from_outside(

@@ -232,7 +232,10 @@ def _start_allocators(
         children.append(child)
         with connection.Allocator([address], timeout_seconds=READY_CALL_SECONDS) as allocator:
             child.wait_until(
-                functools.partial(_is_ready, allocator), timeout_seconds=READY_SECONDS, cancel=threading.Event()
+                functools.partial(_is_ready, allocator),
+                timeout_seconds=READY_SECONDS,
+                cancel=threading.Event(),
+                port=int(address.rpartition(":")[2]),
             )
     return children
 

@@ -69,7 +69,9 @@ def start_gateway(stack: devstack.Stack, port: int, addresses: Sequence[str]) ->
     """Serve HTTP on 127.0.0.1; returns when it does."""
     command = [sys.executable, "-m", "leasehold.gateway", "--listen", f"{devports.HOST}:{port}"]
     child = stack.spawn("gateway", command, env={**os.environ, "LEASEHOLD_ADDR": ",".join(addresses)})
-    child.wait_until(functools.partial(_listens, port), timeout_seconds=READY_SECONDS, cancel=threading.Event())
+    child.wait_until(
+        functools.partial(_listens, port), timeout_seconds=READY_SECONDS, cancel=threading.Event(), port=port
+    )
     return child
 
 

@@ -130,7 +130,9 @@ class EtcdServer:
     def wait_until_ready(self, cancel: threading.Event) -> None:
         """The second half of `start`: it answers a linearizable read, so it has a leader."""
         is_ready = functools.partial(is_healthy, self.client_port)
-        self._started().wait_until(is_ready, timeout_seconds=READY_TIMEOUT_SECONDS, cancel=cancel)
+        self._started().wait_until(
+            is_ready, timeout_seconds=READY_TIMEOUT_SECONDS, cancel=cancel, port=self.client_port
+        )
         _touch_durably(self._finished_mark)
 
     def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:

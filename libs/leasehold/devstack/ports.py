@@ -65,6 +65,15 @@ def find_holder(port: int) -> tuple[int, str] | None:
     return None
 
 
+def may_listen(pid: int, port: int) -> bool:
+    """Whether it is the process ``pid`` that listens on ``port``; yes where it may not be seen who does."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.Process(pid).net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                return True
+    return find_holder(port) is None
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that is free now and is given to no other caller in this process.
 

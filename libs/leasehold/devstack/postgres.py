@@ -107,7 +107,9 @@ class PostgresServer:
         cancel = cancel or threading.Event()
         try:
             self._launch(cancel)
-            self._started().wait_until(self._is_ready, timeout_seconds=READY_TIMEOUT_SECONDS, cancel=cancel)
+            self._started().wait_until(
+                self._is_ready, timeout_seconds=READY_TIMEOUT_SECONDS, cancel=cancel, port=self.port
+            )
             self._create_database()
         except BaseException:
             self.stop()

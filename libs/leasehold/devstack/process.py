@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from leasehold.core import errors
-from leasehold.devstack import identity, records
+from leasehold.devstack import identity, ports, records
 
 Announce = Callable[[str], None]
 
@@ -111,15 +111,20 @@ class Child:
             popen.stdin.write(b"go\n")
 
     def wait_until(
-        self, is_ready: Callable[[], bool], *, timeout_seconds: float, cancel: threading.Event
+        self,
+        is_ready: Callable[[], bool],
+        *,
+        timeout_seconds: float,
+        cancel: threading.Event,
+        port: int | None = None,
     ) -> None:
-        """Ask ``is_ready`` until it says yes.
+        """Ask ``is_ready`` until it says yes, of this process where ``port`` tells on which it is to listen.
 
         Raises `Unavailable`, with the end of the log, if the process ends or ``timeout_seconds`` pass first,
         and `DeadlineExceeded` if ``cancel`` is set meanwhile.
         """
         deadline = time.monotonic() + timeout_seconds
-        while not is_ready():
+        while not (is_ready() and (port is None or self._may_listen(port))):
             if not self.is_running:
                 raise self._not_ready(f"ended with code {self.exit_code} while it started")
             if time.monotonic() >= deadline:
@@ -164,6 +169,10 @@ class Child:
     def thaw(self) -> None:
         """SIGCONT after `freeze`."""
         identity.thaw(self._running())
+
+    def _may_listen(self, port: int) -> bool:
+        # A stranger that took the port after it was found free answers too, until this process fails to bind.
+        return self._identity is not None and self.is_running and ports.may_listen(self._identity.pid, port)
 
     def _not_ready(self, what: str) -> errors.Unavailable:
         return errors.Unavailable(f"{self.name} {what}; the end of {self.log_path}:\n{tail(self.log_path)}")

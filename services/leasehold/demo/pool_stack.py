@@ -70,6 +70,7 @@ class Host:
             functools.partial(_answers, (ports.HOST, port)),
             timeout_seconds=READY_SECONDS,
             cancel=threading.Event(),
+            port=port,
         )
 
     def _start_ledger(self) -> None:

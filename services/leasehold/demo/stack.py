@@ -63,7 +63,12 @@ def wait_for_allocator(child: devstack.Child, address: str, announce: Callable[[
     began_seconds = time.monotonic()
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        child.wait_until(lambda: _is_serving(health), timeout_seconds=READY_SECONDS, cancel=threading.Event())
+        child.wait_until(
+            lambda: _is_serving(health),
+            timeout_seconds=READY_SECONDS,
+            cancel=threading.Event(),
+            port=int(address.rpartition(":")[2]),
+        )
     announce(f"the allocator serves on {address}, {time.monotonic() - began_seconds:.1f} s")
 
 
