@@ -36,6 +36,7 @@ class FakeJobs(job_service_pb2_grpc.JobServiceServicer):
         )
         self.queues: dict[str, job_pb2.Queue] = {"default": job_pb2.Queue(name="default")}
         self.findings: list[wire.AuditFinding] = []
+        self.held_back_cause = ""
         self.log = b"one\ntwo\n"
         #: Jobs that are placed at once.
         self.is_placing = True
@@ -258,7 +259,13 @@ class FakeJobs(job_service_pb2_grpc.JobServiceServicer):
         total = wire.NodeUtilization()
         total.CopyFrom(node)
         total.node = ""
-        return wire.GetUtilizationResponse(nodes=[node], total=total, pending_jobs=5)
+        return wire.GetUtilizationResponse(
+            nodes=[node], total=total, pending_jobs=5, held_back_cause=self.held_back_cause
+        )
+
+    async def AcknowledgeSilence(self, request: Any, context: Any) -> Any:
+        was_held_back, self.held_back_cause = bool(self.held_back_cause), ""
+        return wire.AcknowledgeSilenceResponse(was_held_back=was_held_back, given_up=6 if was_held_back else 0)
 
     async def AuditAllocations(self, request: Any, context: Any) -> Any:
         return wire.AuditAllocationsResponse(

@@ -234,6 +234,26 @@ def test_utilization_is_told_of_each_node_and_of_all(scene: Scene) -> None:
     assert out[3] == "5 pending"
 
 
+def test_reclaims_that_are_held_back_are_told_until_somebody_acknowledges(scene: Scene) -> None:
+    assert scene.ask("node", "utilization")[2] == ""
+    scene.fake.held_back_cause = "6 of 8 holders lapsed within 60 s"
+    code, out, err = scene.ask("node", "utilization")
+    assert code == 0 and out.splitlines()[3] == "5 pending"
+    assert "nothing is given up for silence: 6 of 8 holders lapsed within 60 s" in err
+    assert scene.json("node", "utilization")["held_back_cause"] == "6 of 8 holders lapsed within 60 s"
+
+    code, _, err = scene.ask("job", "acknowledge-silence")
+    assert (code, scene.fake.asked(wire.AcknowledgeSilenceRequest)) == (1, [])
+    assert "--cause" in err
+    told = scene.ask("job", "acknowledge-silence", "--cause", "the rack burnt down")
+    assert told == (0, "acknowledged: 6 allocations are given up\n", "")
+    (request,) = scene.fake.asked(wire.AcknowledgeSilenceRequest)
+    assert request.cause == "the rack burnt down"
+    again = scene.json("job", "acknowledge-silence", "--cause", "the rack burnt down")
+    assert again == {"was_held_back": False, "given_up": 0}
+    assert scene.ask("job", "acknowledge-silence", "--cause", "x")[1] == "no reclaims were held back\n"
+
+
 def test_the_doctor_is_1_only_where_something_is_definite(scene: Scene) -> None:
     doubt = wire.AuditFinding(
         verdict="IN_FLIGHT", rule="ENDED_UNRELEASED", subject="job x", detail="a moment ago"

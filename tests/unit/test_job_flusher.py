@@ -45,6 +45,9 @@ class Machine:
     def batch_lost(self, now: float) -> None:
         self.told.append("lost")
 
+    def breaker_saved(self, now: float, saved: effects.SaveBreaker) -> None:
+        self.told.append(("saved", saved.cause))
+
     def reloaded(self, now: float, wall: float, snapshot: changes.Snapshot, was_committed: bool) -> None:
         self.is_in_flight = False
         self.told.append(("reloaded", was_committed, sorted(queue.name for queue in snapshot.queues)))
@@ -60,7 +63,7 @@ class Store(job_memory.MemoryJobStore):
         self.flushed: list[str] = []
         self.may_commit = asyncio.Event()
         self.may_commit.set()
-        self.breakers: list[bool] = []
+        self.breakers: list[tuple[bool, str]] = []
 
     async def flush(self, epoch: epochs.Epoch, batch: changes.Batch) -> changes.BatchResult:
         await self.may_commit.wait()
@@ -80,7 +83,7 @@ class Store(job_memory.MemoryJobStore):
         return await super().was_flushed(epoch, batch_id)
 
     async def set_breaker(self, epoch: epochs.Epoch, *, is_open: bool, cause: str, actor: str = "") -> None:
-        self.breakers.append(is_open)
+        self.breakers.append((is_open, actor))
         await super().set_breaker(epoch, is_open=is_open, cause=cause, actor=actor)
 
 
@@ -167,17 +170,20 @@ async def test_while_postgres_is_away_that_is_known_and_nothing_is_taken(scene: 
     await _until(lambda: not scene.flusher.is_postgres_away)
 
 
-async def test_the_breaker_is_kept_before_the_next_batch(scene: Scene) -> None:
+async def test_each_change_of_the_breaker_is_kept_before_the_next_batch(scene: Scene) -> None:
     scene.store.may_commit.clear()
     scene.put("a")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     scene.flusher.save_breaker(effects.SaveBreaker(True, "5 of 6 lapsed"))
+    scene.flusher.save_breaker(effects.SaveBreaker(False, "the rack burnt", "someone"))
     scene.put("b")
     scene.store.may_commit.set()
-    await _until(lambda: len(scene.machine.told) == 2)
-    assert scene.store.breakers == [True]
-    assert (await scene.store.reload(EPOCH)).is_breaker_open
+    await _until(lambda: len(scene.machine.told) == 4)
+    assert scene.store.breakers == [(True, ""), (False, "someone")]
+    saved = [("saved", "5 of 6 lapsed"), ("saved", "the rack burnt")]
+    assert scene.machine.told == [("done", APPLIED), *saved, ("done", APPLIED)]
+    assert not (await scene.store.reload(EPOCH)).is_breaker_open
 
 
 async def test_rows_that_were_changed_by_hand_are_read_between_two_batches(scene: Scene) -> None:

@@ -63,23 +63,28 @@ class Jobs(RuleBasedStateMachine):
     # Effects
 
     def settle(self) -> None:
-        for effect in self.leader.take_effects():
-            if isinstance(effect, effects.Answer):
-                self._answered(effect)
-            elif isinstance(effect, effects.Assign | effects.Stop | effects.Forget):
-                agent = self.agents[effect.node]
-                if isinstance(effect, effects.Assign):
-                    row = self.ledger.live.get(effect.ref.job_id)
-                    assert row is not None, "dispatched before its commit"
-                    assert row.ref == effect.ref, "dispatched before its commit"
-                if isinstance(effect, effects.Forget):
-                    assert effect.ref in self.ledger.ended, "forgotten before its commit"
-                if agent.is_connected:
-                    agent.inbox.append(effect)
-            elif isinstance(effect, effects.SaveBreaker):
-                self.ledger.is_breaker_open = effect.is_open
-            assert not isinstance(effect, effects.Reload), effect
+        while caused := self.leader.take_effects():
+            for effect in caused:
+                self._execute(effect)
         invariants.check(self.leader)
+
+    def _execute(self, effect: effects.Effect) -> None:
+        if isinstance(effect, effects.Answer):
+            self._answered(effect)
+        elif isinstance(effect, effects.Assign | effects.Stop | effects.Forget):
+            agent = self.agents[effect.node]
+            if isinstance(effect, effects.Assign):
+                row = self.ledger.live.get(effect.ref.job_id)
+                assert row is not None, "dispatched before its commit"
+                assert row.ref == effect.ref, "dispatched before its commit"
+            if isinstance(effect, effects.Forget):
+                assert effect.ref in self.ledger.ended, "forgotten before its commit"
+            if agent.is_connected:
+                agent.inbox.append(effect)
+        elif isinstance(effect, effects.SaveBreaker):
+            self.ledger.is_breaker_open = effect.is_open
+            self.leader.breaker_saved(self.now, effect)
+        assert not isinstance(effect, effects.Reload), effect
 
     def _answered(self, effect: effects.Answer) -> None:
         if effect.ticket in self.hung_up:
@@ -207,6 +212,15 @@ class Jobs(RuleBasedStateMachine):
             del self.holders[ref]
             self.asked[self.leader.release(self.now, ref, is_failed=is_failed, detail="")] = None
             self.settle()
+
+    @rule()
+    def an_operator_acknowledges_silence(self) -> None:
+        try:
+            ticket = self.leader.acknowledge_silence(self.now, cause="looked at it", actor="someone")
+        except errors.FailedPrecondition:
+            return
+        self.asked[ticket] = None
+        self.settle()
 
     @rule(quota=st.sampled_from([None, 1, 3]))
     def put_queue(self, quota: int | None) -> None:
@@ -463,7 +477,7 @@ class Jobs(RuleBasedStateMachine):
                     agent.end(ref, EndCause.SUCCEEDED)
             self.time_passes(29.0)
             self.holders.clear()
-            self._acknowledge()
+            self.an_operator_acknowledges_silence()
             if not self.ledger.live and all(
                 job.state in model.TERMINAL_STATES or job.spec.queue == "narrow"
                 for job in self.ledger.jobs.values()
@@ -476,14 +490,6 @@ class Jobs(RuleBasedStateMachine):
             assert job.state in model.TERMINAL_STATES or is_held_back, f"never came to its end: {job}"
         assert not self.executions.running
         assert not self.asked, "somebody was never answered"
-
-    def _acknowledge(self) -> None:
-        if self.leader.is_breaker_open:
-            try:
-                self.leader.acknowledge_breaker(self.now, "someone")
-            except errors.FailedPrecondition:
-                return
-            self.settle()
 
 
 def _arguments(chance: random.Random) -> dict[str, Any]:
@@ -510,6 +516,7 @@ def _arguments(chance: random.Random) -> dict[str, Any]:
 SEEDS = [*range(60), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(60, 2_000))]
 WEIGHTS = {
     "submit": 12, "acquire": 8, "a_caller_hangs_up": 2, "cancel": 3, "renew": 10, "release": 3, "put_queue": 1,
+    "an_operator_acknowledges_silence": 1,
     "delete_queue": 1, "an_operator_forces_what_is_surely_over": 1, "flush": 15, "the_answer_comes": 15,
     "postgres_is_read_anew": 5, "flush_at_once": 6, "another_leader": 1, "connect": 4, "disconnect": 3,
     "reboot": 1, "the_state_folder_is_lost": 1, "declare": 2, "the_agent_hears": 15, "the_leader_hears": 15,

@@ -688,15 +688,16 @@ def test_holders_that_fall_silent_together_are_kept_and_that_is_saved(silent: Re
 
     (saved,) = of(effects.SaveBreaker, done)
     assert saved == effects.SaveBreaker(True, "6 of 8 holders lapsed within 60 s")
-    assert silent.machine.is_breaker_open
+    assert silent.machine.utilization().held_back_cause == "6 of 8 holders lapsed within 60 s"
     assert silent.machine.running_count == 8
     silent.ledger.is_breaker_open = True
     later = Reign(silent.ledger, numbers=100)
     later.connect(cpus=8)
+    assert later.machine.utilization().held_back_cause == "it was open when this leader began"
     for _ in range(4):
         later.until(later.now + 29.0)
         later.machine.renew(later.now, silent.refs[0])  # type: ignore[attr-defined]
-    assert later.machine.is_breaker_open
+    assert later.machine.utilization().held_back_cause == "7 of 8 holders lapsed within 60 s"
     assert later.machine.running_count == 8
 
 
@@ -714,15 +715,62 @@ def test_it_closes_after_a_healthy_ttl(silent: Reign) -> None:
 
 def test_an_operator_who_acknowledges_has_the_dead_given_up(silent: Reign) -> None:
     silent.until(silent.now + 5.0)
-    silent.machine.acknowledge_breaker(silent.now, "someone")
-    done = silent.flush()
-
-    assert of(effects.SaveBreaker, done) == [effects.SaveBreaker(False, "acknowledged by someone", "someone")]
+    ticket = silent.machine.acknowledge_silence(silent.now, cause="the rack burnt", actor="someone")
+    (saved,) = done = of(effects.SaveBreaker, silent.flush())
+    assert done == [effects.SaveBreaker(False, "the rack burnt", "someone")]
     assert silent.machine.running_count == 2
+    assert ticket not in silent.answers
+    silent.machine.breaker_saved(silent.now, saved)
+    silent.flush()
+    assert silent.answers[ticket].value == effects.Acknowledged(was_held_back=True, given_up=6)
+
     silent.until(silent.now + 1.0)
-    assert not silent.machine.is_breaker_open
-    with pytest.raises(errors.FailedPrecondition):
-        silent.machine.acknowledge_breaker(silent.now, "someone")
+    assert silent.machine.utilization().held_back_cause == ""
+
+
+def test_an_operator_is_answered_after_the_releases_are_committed(silent: Reign) -> None:
+    silent.until(silent.now + 5.0)
+    ticket = silent.machine.acknowledge_silence(silent.now, cause="the rack burnt", actor="someone")
+    (saved,) = of(effects.SaveBreaker, silent.machine.take_effects())
+    silent.machine.breaker_saved(silent.now, saved)
+    assert of(effects.Answer, silent.machine.take_effects()) == []
+    silent.flush()
+
+    assert silent.answers[ticket].value.given_up == 6
+
+
+def test_what_a_silent_node_must_have_ended_is_held_back_and_given_up_with_the_rest(silent: Reign) -> None:
+    silent.connect(cpus=9)
+    ref = silent.run(max_run_seconds=1.0, on_lost=model.OnLost.AFTER_FENCE)
+    silent.connect(cpus=9, is_connected=False)
+    silent.until(silent.now + 5.0)
+    silent.until(silent.now + 1.0 + machine.FENCE_GRACE_SECONDS)
+    silent.until(silent.now + 10.0)
+    assert silent.state(ref) is JobState.RUNNING
+    ticket = silent.machine.acknowledge_silence(silent.now, cause="the rack burnt", actor="someone")
+    (saved,) = of(effects.SaveBreaker, silent.flush())
+    silent.machine.breaker_saved(silent.now, saved)
+    silent.flush()
+
+    assert silent.state(ref) is JobState.PENDING
+    assert silent.answers[ticket].value.given_up == 9
+
+
+def test_a_word_where_nothing_is_held_back_changes_nothing(reign: Reign) -> None:
+    ticket = reign.machine.acknowledge_silence(reign.now, cause="the rack burnt", actor="someone")
+
+    assert of(effects.SaveBreaker, reign.flush()) == []
+    assert reign.answers[ticket].value == effects.Acknowledged(was_held_back=False, given_up=0)
+
+
+def test_within_its_first_ttl_a_leader_takes_nobodys_word_for_a_silence(silent: Reign) -> None:
+    silent.ledger.is_breaker_open = True
+    later = Reign(silent.ledger, numbers=100)
+    later.until(later.now + 10.0)
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        later.machine.acknowledge_silence(later.now, cause="the rack burnt", actor="someone")
+
+    assert caught.value.retry_after_seconds == pytest.approx(20.0)
 
 
 def test_it_holds_nothing_back_that_is_proven(silent: Reign) -> None:

@@ -425,3 +425,34 @@ def release(
         request = wire.ForceReleaseAllocationRequest(job_id=_checked(job), attempt=number, cause=cause)
         document = job_documents.job(allocator.call("ForceReleaseAllocation", request).job)
     _show_job(document, form, f"job {job} attempt {number} is released; it is {document['state']}")
+
+
+@app.command(name="acknowledge-silence")
+def acknowledge_silence(
+    cause: Annotated[str, typer.Option("--cause", help="How that is known; it is kept in the audit")] = "",
+    addr: options.Addr = None,
+    timeout: options.Timeout = options.TIMEOUT_SECONDS,
+    form: options.Output = TABLE,
+) -> None:
+    """Give up what holders have who fell silent together, on your word that they are dead (with --cause).
+
+    When most fall silent at once, the allocator takes it for its own network and gives nothing up; `leasehold
+    node utilization` says so. If they do work still, their CPUs and memory are used twice.
+    """
+    from leasehold.api.job.v1 import job_service_pb2 as wire
+    from leasehold.cli import connection
+    from leasehold.rpc import job_documents
+
+    if not cause.strip():
+        raise errors.InvalidArgument("--cause: say how it is known that the silence is real", field="--cause")
+    with connection.connect(addr, timeout) as allocator:
+        answer = allocator.call("AcknowledgeSilence", wire.AcknowledgeSilenceRequest(cause=cause))
+    document = job_documents.acknowledged(answer)
+    if form is NAME:
+        output.lines([str(document["given_up"])])
+    elif form is not TABLE:
+        output.data(document, form)
+    elif document["was_held_back"]:
+        output.lines([f"acknowledged: {document['given_up']} allocations are given up"])
+    else:
+        output.lines(["no reclaims were held back"])

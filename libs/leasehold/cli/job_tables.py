@@ -122,6 +122,12 @@ def utilization(document: job_documents.Utilization) -> None:
     columns = ["NODE", "CPUS", "CPUS %", "MEMORY", "MEMORY %", "JOBS", "TAKES JOBS"]
     output.table(columns, [*rows, _utilization(whole, "all")], right=columns[1:6])
     output.lines([f"{document['pending_jobs']} pending"])
+    if document["held_back_cause"]:
+        cause = output.printable(document["held_back_cause"])
+        output.say(
+            f"leasehold: nothing is given up for silence: {cause}; "
+            "`leasehold job acknowledge-silence` if they are dead indeed"
+        )
 
 
 def _utilization(node: job_documents.NodeUtilization, name: str) -> list[str]:

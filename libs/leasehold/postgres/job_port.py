@@ -71,7 +71,10 @@ class JobStore(Protocol):
         """As `take_over`, without a change: in one REPEATABLE READ transaction. Raises `StaleEpoch`."""
 
     async def set_breaker(self, epoch: epochs.Epoch, *, is_open: bool, cause: str, actor: str = "") -> None:
-        """Keep, over failovers, whether reclaims by timeout are held back; leaves an audit row."""
+        """Keep, over failovers, whether reclaims by timeout are held back; leaves an audit row.
+
+        With an `actor` it is an operator's word. Raises `StaleEpoch`.
+        """
 
     async def kept_answers(
         self, keys: Collection[changes.RequestKey]

@@ -194,7 +194,7 @@ class PostgresJobStore:
             await writes.note_change(
                 cursor,
                 epoch,
-                method="SetBreaker",
+                method="AcknowledgeSilence" if actor else "SetBreaker",
                 target="jobs",
                 actor=actor,
                 cause=cause,

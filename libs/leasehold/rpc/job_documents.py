@@ -26,6 +26,8 @@ class Utilization(TypedDict):
     nodes: list[NodeUtilization]
     total: NodeUtilization
     pending_jobs: int
+    #: Why nothing is given up for silence now; empty: reclaims go on.
+    held_back_cause: str
 
 
 Document = dict[str, Any]
@@ -139,6 +141,7 @@ def utilization(message: wire.GetUtilizationResponse) -> Utilization:
         "nodes": [_utilization(each) for each in message.nodes],
         "total": _utilization(message.total),
         "pending_jobs": message.pending_jobs,
+        "held_back_cause": message.held_back_cause,
     }
 
 
@@ -154,6 +157,11 @@ def _utilization(message: wire.NodeUtilization) -> NodeUtilization:
         "running_jobs": message.running_jobs,
         "is_closed": message.is_closed,
     }
+
+
+def acknowledged(message: wire.AcknowledgeSilenceResponse) -> Document:
+    """What came of an operator's word that a silence is real."""
+    return {"was_held_back": message.was_held_back, "given_up": message.given_up}
 
 
 def queue(message: wire.ListQueuesResponse.Usage) -> Document:

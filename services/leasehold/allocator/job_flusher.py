@@ -7,6 +7,7 @@ nothing is dispatched, answered or allocated from state that nobody has confirme
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
@@ -49,7 +50,8 @@ class JobFlusher:
         self._follow_up = follow_up
         self._metrics = metrics
         self._wake = asyncio.Event()
-        self._breaker: effects.SaveBreaker | None = None
+        #: In the order of the changes: each leaves its mark in the audit.
+        self._breakers: deque[effects.SaveBreaker] = deque()
         self._must_read = False
 
     def wake(self) -> None:
@@ -58,7 +60,7 @@ class JobFlusher:
 
     def save_breaker(self, breaker: effects.SaveBreaker) -> None:
         """Keep, before the next batch, whether reclaims by timeout are held back."""
-        self._breaker = breaker
+        self._breakers.append(breaker)
         self._wake.set()
 
     def read_anew(self) -> None:
@@ -78,12 +80,13 @@ class JobFlusher:
             while await self._flush_one(jobs):
                 pass
 
-    async def _keep_breaker(self) -> None:
-        while self._breaker is not None:
-            saved = self._breaker
+    async def _keep_breaker(self, jobs: machine.JobMachine) -> None:
+        while self._breakers:
+            saved = self._breakers[0]
             await self._patiently(lambda: self._save(saved))  # noqa: B023 - awaited here and now
-            if self._breaker is saved:
-                self._breaker = None
+            self._breakers.popleft()
+            jobs.breaker_saved(self._now(), saved)
+            self._follow_up()
 
     async def _save(self, breaker: effects.SaveBreaker) -> None:
         await self._store.set_breaker(
@@ -92,7 +95,7 @@ class JobFlusher:
 
     async def _flush_one(self, jobs: machine.JobMachine) -> bool:
         """Commit a batch, if there is one; whether there was."""
-        await self._keep_breaker()
+        await self._keep_breaker(jobs)
         if self._must_read:
             self._must_read = False
             await self._reload(jobs, was_committed=False)

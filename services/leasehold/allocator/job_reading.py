@@ -88,6 +88,7 @@ def utilization(known: jobs.Jobs, name: str) -> wire.GetUtilizationResponse:
         nodes=[_utilization(node) for node in nodes],
         total=_utilization(found.total),
         pending_jobs=machine.pending_count,
+        held_back_cause=found.held_back_cause,
     )
 
 

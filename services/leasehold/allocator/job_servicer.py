@@ -208,6 +208,19 @@ class JobServicer(wire_grpc.JobServiceServicer):
         await known.ask(lambda jobs, now, wall: jobs.force_release(now, ref, cause=cause, actor=actor))
         return wire.ForceReleaseAllocationResponse(job=await job_reading.job(known, ref.job_id))
 
+    async def AcknowledgeSilence(
+        self, request: wire.AcknowledgeSilenceRequest, context: _Context
+    ) -> wire.AcknowledgeSilenceResponse:
+        """An operator says that those who are silent are dead."""
+        cause = _text(request.cause, "cause")
+        if not cause.strip():
+            raise errors.InvalidArgument("cause: say how it is known that the silence is real", field="cause")
+        actor = calls.actor(context)
+        answer = await self._leader.require_jobs().ask(
+            lambda jobs, now, wall: jobs.acknowledge_silence(now, cause=cause, actor=actor)
+        )
+        return wire.AcknowledgeSilenceResponse(was_held_back=answer.was_held_back, given_up=answer.given_up)
+
     # The whole
 
     async def GetUtilization(

@@ -243,7 +243,7 @@ class Jobs:
         elif isinstance(effect, effects.Changed):
             self._tell(effect.job_id)
         elif isinstance(effect, effects.SaveBreaker):
-            _log.warning("job_breaker", is_open=effect.is_open, cause=effect.cause)
+            _log.warning("job_breaker", is_open=effect.is_open, cause=effect.cause, actor=effect.actor)
             self._flusher.save_breaker(effect)
         elif isinstance(effect, effects.Reload):
             _log.error("jobs_read_anew", cause=effect.cause)

@@ -181,6 +181,7 @@ class Commits:
         for allocation, verdict in zip(batch.allocations, result.allocations, strict=True):
             if self._is_as_known(verdict, f"the allocation of job {allocation.ref.job_id}"):
                 self._allocated(now, flight, allocation, result)
+        self._reclaim.answer_acknowledged()
 
     def _land(self) -> outboxes.Flight:
         flight = self._flight
@@ -350,6 +351,7 @@ class Commits:
                 self._waits.placed(now, job_id)
         for job_id in [job_id for job_id in self._outbox.cancels if job_id not in after]:
             self._answer(self._outbox.cancels.pop(job_id).tickets, None)
+        self._reclaim.answer_acknowledged()
 
     def _still_live_or_released(self, attempt: attempts.Attempt) -> None:
         if self._mirror.live(attempt.ref) is None:

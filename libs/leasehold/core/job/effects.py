@@ -64,6 +64,16 @@ class Renewed:
     is_cancel_requested: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The answer to an operator's word that a silence is real."""
+
+    #: False: no reclaims were held back, and the word changed nothing.
+    was_held_back: bool
+    #: Allocations that were given up on it; their releases are committed.
+    given_up: int
+
+
 # Effects
 
 
@@ -119,7 +129,10 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class SaveBreaker:
-    """Keep, over failovers, whether reclaims by timeout are held back. Before the next batch."""
+    """Keep, over failovers, whether reclaims by timeout are held back. Before the next batch.
+
+    The shell tells the machine by `breaker_saved` once it is kept.
+    """
 
     is_open: bool
     cause: str

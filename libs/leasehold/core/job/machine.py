@@ -253,15 +253,15 @@ class JobMachine:
         self._now = now
         self._waits.give_up(now, ticket)
 
-    def trip_breaker(self, now: float, cause: str) -> None:
-        """Something else than holders is known to be wrong: give nothing up for silence."""
-        self._now = now
-        self.reclaim.trip(now, cause)
+    def acknowledge_silence(self, now: float, *, cause: str, actor: str) -> int:
+        """An operator says that those who are silent are dead: give up what is held back. See `breaker`.
 
-    def acknowledge_breaker(self, now: float, actor: str) -> None:
-        """An operator says that those who are silent are dead. Raises `FailedPrecondition`."""
+        The answer: `Acknowledged`. Raises `FailedPrecondition` within this leader's first TTL.
+        """
         self._now = now
-        self.reclaim.acknowledge(now, actor)
+        ticket = next(self._tickets)
+        self.reclaim.acknowledge(now, ticket, cause=cause, actor=actor)
+        return ticket
 
     def _ticket(self, tickets: list[int]) -> int:
         ticket = next(self._tickets)
@@ -313,6 +313,11 @@ class JobMachine:
         self._waits.tick(now)
         self._execution.tick(now)
         self.reclaim.tick(now, due)
+
+    def breaker_saved(self, now: float, saved: effects.SaveBreaker) -> None:
+        """What this effect asked for is durable."""
+        self._now = now
+        self.reclaim.breaker_saved(saved)
 
     # Batches
 
@@ -370,11 +375,6 @@ class JobMachine:
         """Attempts whose nodes are silent."""
         return sum(attempt.phase is AttemptPhase.UNKNOWN for attempt in self.mirror.attempts.values())
 
-    @property
-    def is_breaker_open(self) -> bool:
-        """Whether reclaims by timeout are held back."""
-        return self.reclaim.breaker.is_open
-
     def explain(self, job_id: str, now: float) -> placement.Explanation:
         """What keeps a pending job. Raises `NotFound`."""
         return self.mirror.scheduler.explain(job_id, now)
@@ -407,6 +407,7 @@ class JobMachine:
                 running_jobs=sum(each.running_jobs for each in nodes),
                 is_closed=False,
             ),
+            held_back_cause=self.reclaim.breaker.held_back_cause,
         )
 
     def queue_usage(self) -> tuple[views.QueueUsage, ...]:

@@ -4,6 +4,9 @@ Nothing is, within a leader's first TTL or while the breaker is open. An attempt
 up if its job takes a repetition into account (`on_lost` after_fence) and its shim must have ended it by then.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from leasehold.core import errors
 from leasehold.core.job import attempts, breaker, effects, holders, model
 from leasehold.core.job import execution as executions
@@ -16,6 +19,16 @@ HELD_UP_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 
 _NEVER = float("inf")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Acknowledgement:
+    """An operator's word, until it and what follows from it are committed."""
+
+    ticket: int
+    saved: effects.SaveBreaker
+    given_up: Sequence[model.AttemptRef]
+    is_saved: bool = False
 
 
 class Reclaim:
@@ -41,6 +54,7 @@ class Reclaim:
         self._looked_at = -_NEVER
         #: Of attempts whose node is silent.
         self._fences: dict[model.AttemptRef, float] = {}
+        self._acknowledged: list[_Acknowledgement] = []
 
     def restore(self, now: float, *, is_breaker_open: bool) -> None:
         """A reign begins."""
@@ -104,50 +118,75 @@ class Reclaim:
             self._save_breaker()
         if self.breaker.is_open or now < self._from:
             return
-        self._lapse(now, overdue)
+        self.breaker.lapsed(now, len(overdue))
+        self._give_up(now, overdue)
+
+    def _give_up(self, now: float, overdue: Sequence[model.AttemptRef]) -> list[model.AttemptRef]:
+        """Conclude these holders' attempts, and those whose fences are past; which they are."""
+        given_up = []
+        for ref in overdue:
+            self.holders.remove(ref)
+            attempt = self._mirror.live(ref)
+            if attempt is not None:
+                self._lapse(attempt)
+                given_up.append(ref)
         for ref, at in list(self._fences.items()):
             attempt = self._mirror.live(ref)
             if at <= now and attempt is not None:
                 del self._fences[ref]
                 self._fence(attempt)
+                given_up.append(ref)
+        return given_up
 
-    def _lapse(self, now: float, overdue: list[model.AttemptRef]) -> None:
-        for ref in overdue:
-            self.holders.remove(ref)
-            self.breaker.lapsed(now)
-            attempt = self._mirror.live(ref)
-            if attempt is not None:
-                detail = f"its holder has not renewed for its TTL of {self.holders.ttl_seconds:g} s and more"
-                outcome = model.Outcome(cause=EndCause.LAPSED, detail=detail)
-                self._execution.conclude(attempt, outcome, is_by_timeout=True)
+    def _lapse(self, attempt: attempts.Attempt) -> None:
+        detail = f"its holder has not renewed for its TTL of {self.holders.ttl_seconds:g} s and more"
+        outcome = model.Outcome(cause=EndCause.LAPSED, detail=detail)
+        self._execution.conclude(attempt, outcome, is_by_timeout=True)
 
     def _fence(self, attempt: attempts.Attempt) -> None:
         detail = f"node {attempt.node} is silent, and its shim has ended it by now"
         outcome = model.Outcome(cause=EndCause.NODE_LOST, detail=detail)
         self._execution.conclude(attempt, outcome, is_by_timeout=True)
 
-    def trip(self, now: float, cause: str) -> None:
-        """Hold reclaims by timeout back."""
-        if self.breaker.trip(now, cause):
-            self._save_breaker()
+    def acknowledge(self, now: float, ticket: int, *, cause: str, actor: str) -> None:
+        """An operator says that those who are silent are dead. Answered with `effects.Acknowledged`.
 
-    def acknowledge(self, now: float, actor: str) -> None:
-        """An operator says that those who are silent are dead. Raises `FailedPrecondition`."""
+        Raises `FailedPrecondition` within this leader's first TTL: by then nobody can be known to be silent.
+        """
         if not self.breaker.is_open:
-            raise errors.FailedPrecondition("no reclaims are held back")
+            self._out.append(effects.Answer(ticket, effects.Acknowledged(was_held_back=False, given_up=0)))
+            return
         if now < self._from:
             raise errors.FailedPrecondition(
                 "this leader has just begun and gives everybody a TTL", retry_after_seconds=self._from - now
             )
-        self.breaker.acknowledge(f"acknowledged by {actor}")
-        self._save_breaker(actor)
-        # Before they are judged: they would trip it again.
-        self._lapse(now, self.holders.overdue(now))
-        self.breaker.acknowledge(self.breaker.cause)
-        self.run(now)
+        self.breaker.acknowledge(cause)
+        saved = self._save_breaker(actor)
+        # Without a word to the breaker: it would count them as lapsed, and trip again.
+        given_up = self._give_up(now, self.holders.overdue(now))
+        self._acknowledged.append(_Acknowledgement(ticket=ticket, saved=saved, given_up=given_up))
 
-    def _save_breaker(self, actor: str = "") -> None:
-        self._out.append(effects.SaveBreaker(self.breaker.is_open, self.breaker.cause, actor))
+    def _save_breaker(self, actor: str = "") -> effects.SaveBreaker:
+        saved = effects.SaveBreaker(self.breaker.is_open, self.breaker.cause, actor)
+        self._out.append(saved)
+        return saved
+
+    def breaker_saved(self, saved: effects.SaveBreaker) -> None:
+        """This is kept."""
+        for each in self._acknowledged:
+            each.is_saved |= each.saved is saved
+        self.answer_acknowledged()
+
+    def answer_acknowledged(self) -> None:
+        """Answer the operators whose word, and every release that follows from it, is committed."""
+        waiting = []
+        for each in self._acknowledged:
+            if each.is_saved and all(self._mirror.live(ref) is None for ref in each.given_up):
+                value = effects.Acknowledged(was_held_back=True, given_up=len(each.given_up))
+                self._out.append(effects.Answer(each.ticket, value))
+            else:
+                waiting.append(each)
+        self._acknowledged = waiting
 
     def next_deadline(self, now: float) -> float:
         """When `tick` has something to do; infinity: never."""

@@ -38,6 +38,8 @@ class Utilization:
 
     nodes: tuple[NodeUtilization, ...]
     total: NodeUtilization
+    #: Why reclaims by timeout are held back; empty: they are not.
+    held_back_cause: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -727,6 +727,50 @@ class ForceReleaseAllocationResponse(_message.Message):
 Global___ForceReleaseAllocationResponse: _TypeAlias = ForceReleaseAllocationResponse  # noqa: Y015
 
 @_typing.final
+class AcknowledgeSilenceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    """How it is known that the silence is real; needed, at most 1000 characters."""
+    def __init__(
+        self,
+        *,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeSilenceRequest: _TypeAlias = AcknowledgeSilenceRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeSilenceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_HELD_BACK_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    was_held_back: _builtins.bool
+    """False: no reclaims were held back."""
+    given_up: _builtins.int
+    """Allocations that were given up on this word."""
+    def __init__(
+        self,
+        *,
+        was_held_back: _builtins.bool = ...,
+        given_up: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["given_up", b"given_up", "was_held_back", b"was_held_back"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeSilenceResponse: _TypeAlias = AcknowledgeSilenceResponse  # noqa: Y015
+
+@_typing.final
 class GetUtilizationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -799,7 +843,10 @@ class GetUtilizationResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     PENDING_JOBS_FIELD_NUMBER: _builtins.int
+    HELD_BACK_CAUSE_FIELD_NUMBER: _builtins.int
     pending_jobs: _builtins.int
+    held_back_cause: _builtins.str
+    """Why nothing is given up for silence now, as `6 of 8 holders lapsed within 60 s`; empty: reclaims go on."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeUtilization]:
         """In the order of names."""
@@ -812,10 +859,11 @@ class GetUtilizationResponse(_message.Message):
         nodes: _abc.Iterable[Global___NodeUtilization] | None = ...,
         total: Global___NodeUtilization | None = ...,
         pending_jobs: _builtins.int = ...,
+        held_back_cause: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "pending_jobs", b"pending_jobs", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_back_cause", b"held_back_cause", "nodes", b"nodes", "pending_jobs", b"pending_jobs", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

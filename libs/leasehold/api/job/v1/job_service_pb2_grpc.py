@@ -98,6 +98,11 @@ class JobServiceStub:
                 request_serializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.ForceReleaseAllocationRequest.SerializeToString,
                 response_deserializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.ForceReleaseAllocationResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgeSilence = channel.unary_unary(
+                '/leasehold.api.job.v1.JobService/AcknowledgeSilence',
+                request_serializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.AcknowledgeSilenceRequest.SerializeToString,
+                response_deserializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.AcknowledgeSilenceResponse.FromString,
+                _registered_method=True)
         self.GetUtilization = channel.unary_unary(
                 '/leasehold.api.job.v1.JobService/GetUtilization',
                 request_serializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.GetUtilizationRequest.SerializeToString,
@@ -218,6 +223,16 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcknowledgeSilence(self, request, context):
+        """An operator's word that holders, or hosts, who fell silent together are dead indeed: what is held back (see
+        GetUtilizationResponse.held_back_cause) is given up, and later silence is judged as ever. Those who are not
+        overdue yet keep their time. The answer comes after the releases. Audited. FAILED_PRECONDITION, with a retry
+        delay, within a leader's first TTL; where nothing is held back nothing changes, and that is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUtilization(self, request, context):
         """allocated / total * 100, of each node and of all.
         """
@@ -315,6 +330,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ForceReleaseAllocation,
                     request_deserializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.ForceReleaseAllocationRequest.FromString,
                     response_serializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.ForceReleaseAllocationResponse.SerializeToString,
+            ),
+            'AcknowledgeSilence': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeSilence,
+                    request_deserializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.AcknowledgeSilenceRequest.FromString,
+                    response_serializer=leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.AcknowledgeSilenceResponse.SerializeToString,
             ),
             'GetUtilization': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUtilization,
@@ -670,6 +690,33 @@ class JobService:
             '/leasehold.api.job.v1.JobService/ForceReleaseAllocation',
             leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.ForceReleaseAllocationRequest.SerializeToString,
             leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.ForceReleaseAllocationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeSilence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leasehold.api.job.v1.JobService/AcknowledgeSilence',
+            leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.AcknowledgeSilenceRequest.SerializeToString,
+            leasehold_dot_api_dot_job_dot_v1_dot_job__service__pb2.AcknowledgeSilenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,12 @@ class JobServiceStub:
     """Gives it back. One that is released already is no error."""
     ForceReleaseAllocation: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ForceReleaseAllocationRequest, _job_service_pb2.ForceReleaseAllocationResponse]
     """An operator's word that nothing of an attempt runs any more. Audited."""
+    AcknowledgeSilence: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.AcknowledgeSilenceRequest, _job_service_pb2.AcknowledgeSilenceResponse]
+    """An operator's word that holders, or hosts, who fell silent together are dead indeed: what is held back (see
+    GetUtilizationResponse.held_back_cause) is given up, and later silence is judged as ever. Those who are not
+    overdue yet keep their time. The answer comes after the releases. Audited. FAILED_PRECONDITION, with a retry
+    delay, within a leader's first TTL; where nothing is held back nothing changes, and that is no error.
+    """
     GetUtilization: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetUtilizationRequest, _job_service_pb2.GetUtilizationResponse]
     """allocated / total * 100, of each node and of all."""
     AuditAllocations: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.AuditAllocationsRequest, _job_service_pb2.AuditAllocationsResponse]
@@ -113,6 +119,12 @@ class JobServiceAsyncStub(JobServiceStub):
     """Gives it back. One that is released already is no error."""
     ForceReleaseAllocation: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ForceReleaseAllocationRequest, _job_service_pb2.ForceReleaseAllocationResponse]  # type: ignore[assignment]
     """An operator's word that nothing of an attempt runs any more. Audited."""
+    AcknowledgeSilence: _aio.UnaryUnaryMultiCallable[_job_service_pb2.AcknowledgeSilenceRequest, _job_service_pb2.AcknowledgeSilenceResponse]  # type: ignore[assignment]
+    """An operator's word that holders, or hosts, who fell silent together are dead indeed: what is held back (see
+    GetUtilizationResponse.held_back_cause) is given up, and later silence is judged as ever. Those who are not
+    overdue yet keep their time. The answer comes after the releases. Audited. FAILED_PRECONDITION, with a retry
+    delay, within a leader's first TTL; where nothing is held back nothing changes, and that is no error.
+    """
     GetUtilization: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetUtilizationRequest, _job_service_pb2.GetUtilizationResponse]  # type: ignore[assignment]
     """allocated / total * 100, of each node and of all."""
     AuditAllocations: _aio.UnaryUnaryMultiCallable[_job_service_pb2.AuditAllocationsRequest, _job_service_pb2.AuditAllocationsResponse]  # type: ignore[assignment]
@@ -230,6 +242,18 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ForceReleaseAllocationResponse, _abc.Awaitable[_job_service_pb2.ForceReleaseAllocationResponse]]:
         """An operator's word that nothing of an attempt runs any more. Audited."""
+
+    @_abc_1.abstractmethod
+    def AcknowledgeSilence(
+        self,
+        request: _job_service_pb2.AcknowledgeSilenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.AcknowledgeSilenceResponse, _abc.Awaitable[_job_service_pb2.AcknowledgeSilenceResponse]]:
+        """An operator's word that holders, or hosts, who fell silent together are dead indeed: what is held back (see
+        GetUtilizationResponse.held_back_cause) is given up, and later silence is judged as ever. Those who are not
+        overdue yet keep their time. The answer comes after the releases. Audited. FAILED_PRECONDITION, with a retry
+        delay, within a leader's first TTL; where nothing is held back nothing changes, and that is no error.
+        """
 
     @_abc_1.abstractmethod
     def GetUtilization(
