@@ -479,3 +479,17 @@ class Cutter:
             while data := await reader.read(65_536):
                 writer.write(data)
                 await writer.drain()
+
+
+async def test_a_change_of_the_breaker_is_audited_as_what_it_was(postgres_dsn: str) -> None:
+    epoch = await prepared(postgres_dsn)
+    async with job_store.PostgresJobStore(postgres_dsn, deadline_seconds=20.0) as ledger:
+        await ledger.set_breaker(epoch, is_open=True, cause="6 of 8 holders lapsed within 60 s")
+        await ledger.set_breaker(epoch, is_open=False, cause="the rack burnt", actor="alice")
+    async with store.PostgresStore(postgres_dsn, deadline_seconds=20.0) as kept:
+        records = (await kept.list_audit(target="jobs")).items
+
+    assert [(each.method, each.actor, each.cause) for each in records] == [
+        ("AcknowledgeSilence", "alice", "the rack burnt"),
+        ("SetBreaker", "", "6 of 8 holders lapsed within 60 s"),
+    ]

@@ -450,6 +450,63 @@ async def test_an_operators_word_releases_what_a_silent_node_has(fleet: kit.Flee
         await until(lambda: (submitted.job_id, 1) in agent.stopped, "what may run is stopped")
 
 
+async def test_a_word_for_a_silence_needs_a_cause_and_changes_nothing_where_nothing_is_held_back(
+    fleet: kit.Fleet,
+) -> None:
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await ask(fleet, "AcknowledgeSilence", wire.AcknowledgeSilenceRequest(cause=" "))
+    assert caught.value.field == "cause"
+    answer = await ask(fleet, "AcknowledgeSilence", wire.AcknowledgeSilenceRequest(cause="the rack burnt"))
+    assert (answer.was_held_back, answer.given_up) == (False, 0)
+    assert (await ask(fleet, "GetUtilization", wire.GetUtilizationRequest())).held_back_cause == ""
+
+
+async def test_what_is_held_back_is_told_by_the_next_leader_which_takes_no_word_for_it_yet(
+    fleet: kit.Fleet, postgres_dsn: str
+) -> None:
+    fleet.members[0].kill()
+    async with await AsyncConnection.connect(postgres_dsn) as hand:
+        await hand.execute("UPDATE job_fence SET is_breaker_open = true")
+    fleet.members[0].start()
+    await job_agents.ready(fleet)
+    told = await ask(fleet, "GetUtilization", wire.GetUtilizationRequest())
+    assert told.held_back_cause == "it was open when this leader began"
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        await ask(fleet, "AcknowledgeSilence", wire.AcknowledgeSilenceRequest(cause="the rack burnt"))
+    assert caught.value.retry_after_seconds is not None
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(180)
+async def test_holders_that_fell_silent_together_are_given_up_on_an_operators_word(
+    fleet: kit.Fleet, postgres_dsn: str
+) -> None:
+    agent = JobAgent(fleet.addresses, registration("r1"))
+    async with hosts(fleet, agent):
+        for number in range(6):
+            request = wire.AcquireAllocationRequest(spec=spec(template=""), request_id=f"h{number}")
+            await ask(fleet, "AcquireAllocation", request)
+
+        async def held_back() -> str:
+            told = await ask(fleet, "GetUtilization", wire.GetUtilizationRequest())
+            return str(told.held_back_cause)
+
+        cause = await until(held_back, "reclaims are held back", seconds=120.0)
+        assert cause.endswith("of 6 holders lapsed within 60 s")
+        # The first to lapse did so one by one, before it was known that most do.
+        kept = await _sum_of_cpus(postgres_dsn)
+        answer = await ask(fleet, "AcknowledgeSilence", wire.AcknowledgeSilenceRequest(cause="the rack burnt"))
+        assert answer.was_held_back and 1 <= answer.given_up <= kept
+        # Who is overdue a moment later is judged as ever, and may be given up by now as well.
+        assert await _sum_of_cpus(postgres_dsn) <= kept - answer.given_up
+        assert await held_back() == ""
+    async with await AsyncConnection.connect(postgres_dsn) as seen:
+        cursor = await seen.execute(
+            "SELECT cause, actor <> '' FROM audit_log WHERE method = 'AcknowledgeSilence'"
+        )
+        assert await cursor.fetchall() == [("the rack burnt", True)]
+
+
 async def test_figures_of_jobs_are_told_to_prometheus(fleet: kit.Fleet) -> None:
     agent = JobAgent(fleet.addresses, registration("r1", cpus=4))
     async with hosts(fleet, agent):
