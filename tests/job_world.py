@@ -87,6 +87,10 @@ class Ledger:
         job = self.jobs[change.ref.job_id]
         assert job.allocation is not None
         is_retried = change.next_state is JobState.PENDING
+        cause = change.outcome.cause
+        assert (cause is EndCause.SUCCEEDED) == (change.next_state is JobState.COMPLETED)
+        if is_retried and job.spec.on_lost is model.OnLost.NEVER:
+            assert cause not in (EndCause.NODE_LOST, EndCause.LAPSED), "what must never repeat is repeated"
         self._move(
             change.ref.job_id,
             change.next_state,

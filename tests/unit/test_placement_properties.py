@@ -158,8 +158,41 @@ def test_what_explain_tells_is_what_plan_does(
 def test_no_job_behind_it_delays_the_start_that_the_head_was_promised(
     found: list[model.Node], jobs: list[model.Waiting], later: list[model.Waiting]
 ) -> None:
+    the_head_starts_as_promised(World(found), jobs, later)
+
+
+#: Every job may run on every node, and most nodes are full: whoever passes the head is in its way.
+crowds = st.builds(
+    model.Waiting,
+    job_id=st.just(""),
+    shape=st.builds(model.Shape, required=st.builds(model.Resources, st.integers(1, 6), st.just(MIB))),
+    queue=st.just("free"),
+    priority=st.just(0),
+    submit_time_seconds=st.integers(0, 50).map(float),
+    max_run_seconds=st.none() | st.integers(1, 40).map(float),
+)
+crowded = st.builds(
+    model.Node,
+    name=st.just(""),
+    total=st.builds(model.Resources, st.integers(4, 8), st.just(100 * MIB)),
+    used=st.just(model.Resources(0, 0)),
+)
+
+
+@FEW
+@given(
+    st.lists(crowded, min_size=1, max_size=2),
+    st.lists(crowds, min_size=4, max_size=12),
+    st.lists(crowds, min_size=8, max_size=20),
+)
+def test_where_it_is_crowded_the_head_starts_as_promised_too(
+    found: list[model.Node], jobs: list[model.Waiting], later: list[model.Waiting]
+) -> None:
+    the_head_starts_as_promised(World(found), jobs, later)
+
+
+def the_head_starts_as_promised(world: World, jobs: list[model.Waiting], later: list[model.Waiting]) -> None:
     """Jobs run for exactly as long as they may; others keep coming, all behind the head."""
-    world = World(found)
     for waiting in jobs:
         world.submit(waiting)
     world.plan()
