@@ -9,6 +9,7 @@ from pathlib import Path
 
 import allocator_kit as kit
 import pytest
+import tls_kit
 from allocator_kit import until
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from leasehold import devstack
@@ -103,3 +104,19 @@ async def test_a_restarted_allocator_serves_what_was_defined_and_leased_before(m
     again = (await fleet.call("AcquireLease", request)).grant
     assert again.lease_id == lease.lease_id and again.amounts == lease.amounts
     assert (await fleet.call("GetBudget", wire.GetBudgetRequest(name="llm"))).budget == stored
+
+
+def test_an_open_address_without_roles_is_refused_and_roles_without_tls_too(tmp_path: Path) -> None:
+    own = tls_kit.make_authority(tmp_path, "authority").issue("allocator")
+    files = [f"--tls-certificate-file={own.certificate_file}", f"--tls-key-file={own.key_file}"]
+    files.append(f"--tls-ca-file={own.ca_file}")
+    roles = tmp_path / "roles.yaml"
+    roles.write_text("roles: [{certificate: ops, rol: admin}]")
+    for flags, told in (
+        (["--listen=0.0.0.0:7400", "--advertise=a:7400", *files], "without roles: tell by --roles-file"),
+        ([f"--roles-file={roles}"], "--roles-file is of no use without mutual TLS"),
+        ([f"--roles-file={roles}", *files], "roles[0].rol: unknown; known are certificate, role and nodes"),
+    ):
+        ended = start(*flags)
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+        assert told in ended.stderr

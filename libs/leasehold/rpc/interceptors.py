@@ -18,12 +18,16 @@ import grpc
 from leasehold.core import errors
 from leasehold.observe import causes, logs, metrics
 from leasehold.rpc import errors as rpc_errors
+from leasehold.rpc import refusals
 
 _log = logs.get_logger(__name__)
 
 # In quotes, and with lazy annotations: the stubs' generics are plain classes at run time.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+#: Takes a method's full name and the context of the call.
+Guard: TypeAlias = Callable[[str, _Context], None]
 
 _NAMES_BY_NUMBER: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -39,11 +43,20 @@ class _CallMetrics:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Goes outermost. Handlers must be ``async``: coroutines, or asynchronous generators for streams."""
+    """Goes outermost. Handlers must be ``async``: coroutines, or asynchronous generators for streams.
 
-    def __init__(self, registry: metrics.Registry, clock: Callable[[], float] = time.perf_counter) -> None:
+    `guard` raises if the caller of a method may not call it.
+    """
+
+    def __init__(
+        self,
+        registry: metrics.Registry,
+        clock: Callable[[], float] = time.perf_counter,
+        guard: Guard | None = None,
+    ) -> None:
         self._metrics = _CallMetrics(registry)
         self._clock = clock
+        self._guard = guard
         # By method: the handler that was registered, and the same one wrapped.
         self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
 
@@ -58,7 +71,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             handler = await continuation(handler_call_details)
         except errors.LeaseholdError as error:
-            # An inner interceptor (authorization) has refused the call.
+            # An inner interceptor has refused the call.
             return _Call(self._metrics, self._clock, method, "unary").refusal(error)
         if handler is None:
             return None
@@ -69,7 +82,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
         make, behaviour, kind = _parts(handler)
-        call = _Call(self._metrics, self._clock, method, kind)
+        call = _Call(self._metrics, self._clock, method, kind, self._guard)
         run = call.streaming(behaviour) if handler.response_streaming else call.unary(behaviour)
         made: _Handler = make(run, handler.request_deserializer, handler.response_serializer)
         return made
@@ -78,10 +91,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """Wraps the behaviour of one method."""
 
-    def __init__(self, counted: _CallMetrics, clock: Callable[[], float], method: str, kind: str) -> None:
+    def __init__(
+        self,
+        counted: _CallMetrics,
+        clock: Callable[[], float],
+        method: str,
+        kind: str,
+        guard: Guard | None = None,
+    ) -> None:
         service, _, name = method.removeprefix("/").rpartition("/")
         labels = (kind, service, name)
         self._method = method
+        self._guard = guard
+        self._is_fed = kind in ("bidi_stream", "client_stream")
         self._now = clock
         self._started = counted.started.labels(*labels)
         self._seconds = counted.seconds
@@ -96,6 +118,7 @@ class _Call:
             began = self._now()
             self._started.add()
             try:
+                await self._check(request, context)
                 answer = await behaviour(request, context)
             except BaseException as error:
                 await self._fail(error, context)
@@ -118,6 +141,7 @@ class _Call:
         async def run(request: Any, context: _Context) -> None:
             self._started.add()
             try:
+                await self._check(request, context)
                 # Said by itself, not with the first message: where a handler gives that write up, and fails,
                 # gRPC would say it once more with the status, fail at that, and leave the call open for ever.
                 await context.send_initial_metadata(())
@@ -144,6 +168,16 @@ class _Call:
 
         made: _Handler = grpc.stream_stream_rpc_method_handler(run)
         return made
+
+    async def _check(self, request: Any, context: _Context) -> None:
+        if self._guard is None:
+            return
+        try:
+            self._guard(self._method, context)
+        except errors.LeaseholdError:
+            if self._is_fed:
+                await refusals.hear_out(request)
+            raise
 
     async def _fail(self, error: BaseException, context: _Context) -> None:
         """Count the failure and end the call with its status; returns if gRPC is to see the error itself."""

@@ -53,6 +53,8 @@ class Server:
     it is named in errors. Reflection and channelz describe the server to whoever asks, so by default
     (``is_introspectable=None``) they are offered only where every address is local to this host.
 
+    ``guard`` raises `PermissionDenied` for calls that their caller may not make; none: all may be made.
+
     A servicer whose streams are open for long watches `draining` (or `on_drain`) and ends them.
     """
 
@@ -65,6 +67,7 @@ class Server:
         drain: Drain | None = None,
         registry: metrics.Registry | None = None,
         server_interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        guard: interceptors.Guard | None = None,
         is_introspectable: bool | None = None,
         listen_flag: str = "--listen",
     ) -> None:
@@ -76,7 +79,7 @@ class Server:
         self._drain = drain or Drain()
         self._listen_flag = listen_flag
         self._interceptors = [
-            interceptors.CallInterceptor(registry if registry is not None else metrics.Registry()),
+            interceptors.CallInterceptor(registry if registry is not None else metrics.Registry(), guard=guard),
             *server_interceptors,
         ]
         is_local = all(address.is_loopback for address in self._addresses)

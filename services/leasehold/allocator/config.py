@@ -11,6 +11,7 @@ import pydantic_settings
 from leasehold.core import errors
 from leasehold.etcd import settings as etcd_settings
 from leasehold.rpc import addresses, tls
+from leasehold.runtime import roles_yaml
 
 PREFIX = "LEASEHOLD_"
 
@@ -48,12 +49,16 @@ class Settings(pydantic_settings.BaseSettings):
     tls_ca_file: pathlib.Path | None = _setting(
         None, "PEM of the authorities that clients' certificates come from"
     )
+    roles_file: pathlib.Path | None = _setting(
+        None, "YAML file of what each certificate may do, followed while it changes; required beyond loopback"
+    )
     log_format: str = _setting("auto", "auto, json or console")
     log_level: str = _setting("info", "debug, info, warning or error")
 
     def check(self) -> None:
         """Raise `InvalidArgument`, naming the setting, for what is wrong whatever the servers say."""
         self._check_addresses()
+        self._check_roles()
         if self.tls_files is not None:
             tls.server_credentials(self.tls_files)
         if self.etcd_tls is not None:
@@ -78,6 +83,23 @@ class Settings(pydantic_settings.BaseSettings):
                 "can reach",
                 field="advertise",
             )
+
+    def _check_roles(self) -> None:
+        if self.roles_file is None:
+            if not addresses.parse(self.listen, setting="--listen").is_loopback:
+                raise errors.InvalidArgument(
+                    f"refusing to listen on {self.listen}, which other hosts can reach, without roles: tell by "
+                    "--roles-file what each certificate may do, or choose a loopback address with --listen",
+                    field="roles_file",
+                )
+            return
+        if self.tls_files is None or not self.tls_files.is_mutual:
+            raise errors.InvalidArgument(
+                "--roles-file is of no use without mutual TLS, by which callers are known: set "
+                "--tls-certificate-file, --tls-key-file and --tls-ca-file",
+                field="roles_file",
+            )
+        roles_yaml.read(self.roles_file)
 
     @property
     def candidate_id(self) -> str:

@@ -12,7 +12,7 @@ from leasehold.api.budget.v1 import lease_pb2
 from leasehold.core import errors
 from leasehold.core.budget import messages
 from leasehold.observe import logs
-from leasehold.rpc import lease_codec
+from leasehold.rpc import lease_codec, refusals
 
 REPORTS_MAX = 1000
 
@@ -25,7 +25,11 @@ async def hold(
     leadership: leaderships.Leadership, requests: AsyncIterator[wire.HoldLeasesRequest], context: _Context
 ) -> None:
     """Serve one stream until either side ends it, or the reign is over."""
-    reign = leadership.require()
+    try:
+        reign = leadership.require()
+    except errors.NotLeader:
+        await refusals.hear_out(requests)
+        raise
     session = reign.open_session()
     reader = asyncio.create_task(_read(reign, session, requests))
     try:

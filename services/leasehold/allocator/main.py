@@ -16,6 +16,7 @@ from leasehold.allocator import (
     leadership,
     node_servicer,
     records,
+    roles_file,
     servicer,
 )
 from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
@@ -27,9 +28,9 @@ from leasehold.etcd import port as etcd_port
 from leasehold.etcd import settings as etcd_settings
 from leasehold.observe import logs, metrics
 from leasehold.postgres import job_port, job_store, port, store
-from leasehold.rpc import metrics_service, options
+from leasehold.rpc import access, metrics_service, options
 from leasehold.rpc import server as servers
-from leasehold.runtime import tasks
+from leasehold.runtime import roles_yaml, tasks
 
 HOUSEKEEPING_SECONDS = 600.0
 CONNECT_RETRY_SECONDS = 0.5
@@ -73,12 +74,15 @@ class _Allocator:
             candidate_id=settings.candidate_id,
             accept_new_etcd=settings.accept_new_etcd,
         )
+        roles_path = settings.roles_file
+        self._guard = None if roles_path is None else access.Guard(roles_yaml.read(roles_path))
         self._server = servers.Server(
             [settings.listen],
             tls_files=settings.tls_files,
             # A holder that was starved of its processor for a second is not gone: its lease's TTL decides.
             transport=options.Transport(ping_timeout_seconds=3.0),
             registry=registry,
+            guard=None if self._guard is None else self._guard.check,
         )
         self._server.add(
             budget_service_pb2_grpc.add_BudgetServiceServicer_to_server,
@@ -87,7 +91,7 @@ class _Allocator:
         )
         self._server.add(
             node_service_pb2_grpc.add_NodeServiceServicer_to_server,
-            node_servicer.NodeServicer(self._leader, self._server.draining),
+            node_servicer.NodeServicer(self._leader, self._server.draining, self._guard),
             _NODES,
         )
         self._server.add(
@@ -110,6 +114,9 @@ class _Allocator:
             if self._settings.budgets_file is not None:
                 followed = budget_file.BudgetFile(self._settings.budgets_file, self._leader)
                 background.start(followed.run(), name="budgets-file")
+            if self._settings.roles_file is not None and self._guard is not None:
+                roles = roles_file.RolesFile(self._settings.roles_file, self._guard)
+                background.start(roles.run(), name="roles-file")
             await servers.serve_until_signal(self._server, background)
         if self._failure is not None:
             raise self._failure

@@ -15,7 +15,7 @@ from leasehold.core import errors
 from leasehold.core.node import model
 from leasehold.observe import causes
 from leasehold.postgres import port
-from leasehold.rpc import common_codec, node_codec, wire_values
+from leasehold.rpc import access, common_codec, node_codec, refusals, wire_values
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000
@@ -41,9 +41,12 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class NodeServicer(wire_grpc.NodeServiceServicer):
     """The API of nodes. Every method raises core errors; an interceptor maps them to statuses."""
 
-    def __init__(self, leader: leadership.Leadership, draining: asyncio.Event) -> None:
+    def __init__(
+        self, leader: leadership.Leadership, draining: asyncio.Event, guard: access.Guard | None = None
+    ) -> None:
         self._leader = leader
         self._draining = draining
+        self._guard = guard
 
     # Agents
 
@@ -54,13 +57,25 @@ class NodeServicer(wire_grpc.NodeServiceServicer):
         try:
             known = self._leader.require_nodes()
         except errors.NotLeader:
-            await syncing.hear_out(request_iterator)
+            await refusals.hear_out(request_iterator)
             raise
-        await syncing.sync(known, request_iterator, context, calls.actor(context))
+        await syncing.sync(
+            known,
+            request_iterator,
+            context,
+            peer=calls.actor(context),
+            check_name=lambda name: self._check_name(name, context),
+        )
 
     async def ReportNode(self, request: wire.ReportNodeRequest, context: _Context) -> wire.ReportNodeResponse:
         """A report by one call."""
-        return self._leader.require_nodes().report_once(request, calls.actor(context))
+        known = self._leader.require_nodes()
+        self._check_name(request.registration.name, context)
+        return known.report_once(request, calls.actor(context))
+
+    def _check_name(self, name: str, context: _Context) -> None:
+        if self._guard is not None:
+            self._guard.check_node(name, context)
 
     # Reading
 

@@ -1,8 +1,7 @@
 """The SyncNode stream: an agent's reports up, orders down."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 from leasehold.allocator import node_sessions, nodes
@@ -12,8 +11,6 @@ from leasehold.observe import logs
 
 #: A connection that has not registered by then is closed.
 REGISTRATION_SECONDS_MAX = 10.0
-#: One that is to be refused has so long for its first message.
-FIRST_MESSAGE_SECONDS_MAX = 1.0
 
 _log = logs.get_logger(__name__)
 
@@ -21,11 +18,19 @@ _Context = grpc.aio.ServicerContext[wire.SyncNodeRequest, wire.SyncNodeResponse]
 
 
 async def sync(
-    registry: nodes.Nodes, requests: AsyncIterator[wire.SyncNodeRequest], context: _Context, peer: str
+    registry: nodes.Nodes,
+    requests: AsyncIterator[wire.SyncNodeRequest],
+    context: _Context,
+    *,
+    peer: str,
+    check_name: Callable[[str], None],
 ) -> None:
-    """Serve one stream until either side ends it, or the reign is over."""
+    """Serve one stream until either side ends it, or the reign is over.
+
+    `check_name` raises if the caller may not register under a name.
+    """
     session = registry.open_session(peer)
-    reader = asyncio.create_task(_read(registry, session, requests))
+    reader = asyncio.create_task(_read(registry, session, requests, check_name))
     late = asyncio.get_running_loop().call_later(REGISTRATION_SECONDS_MAX, _end_unregistered, session)
     try:
         while (response := await session.next_response()) is not None:
@@ -34,17 +39,6 @@ async def sync(
         late.cancel()
         reader.cancel()
         registry.close_session(session)
-
-
-async def hear_out(requests: AsyncIterator[wire.SyncNodeRequest]) -> None:
-    """Wait for the first message of a stream that is about to be refused.
-
-    A client whose write fails since the call is over is told by gRPC that the write failed, and not why it was
-    refused, nor who leads.
-    """
-    with contextlib.suppress(TimeoutError, StopAsyncIteration):
-        async with asyncio.timeout(FIRST_MESSAGE_SECONDS_MAX):
-            await anext(requests)
 
 
 def _end_unregistered(session: node_sessions.NodeSession) -> None:
@@ -72,9 +66,12 @@ async def _read(
     registry: nodes.Nodes,
     session: node_sessions.NodeSession,
     requests: AsyncIterator[wire.SyncNodeRequest],
+    check_name: Callable[[str], None],
 ) -> None:
     try:
         async for request in requests:
+            if not session.sequence:
+                check_name(request.registration.name)
             registry.take(request, session)
     except errors.LeaseholdError as error:
         session.end(error)
