@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,16 @@ def until(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_
 class AgentProcess:
     """One host's agent: started, asked, killed; another may follow on the same folder."""
 
-    def __init__(self, folder: Path, yaml: str, *, settings: Mapping[str, str] = SETTINGS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        yaml: str,
+        *,
+        settings: Mapping[str, str] = SETTINGS,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
+        self._prefix = prefix
         self.state = folder / "state"
         self.config = folder / "agent.yaml"
         self.write(yaml)
@@ -83,7 +91,8 @@ class AgentProcess:
 
     def start(self, *flags: str, wait: bool = True, stderr: int | None = None) -> None:
         """Start an agent; with `wait`, until it answers. Its log goes to `stderr`, else to a file."""
-        command = [sys.executable, "-m", "leasehold.nodeagent", f"--config={self.config}", "--node=here"]
+        command = [*self._prefix, sys.executable, "-m", "leasehold.nodeagent"]
+        command += [f"--config={self.config}", "--node=here"]
         command += [f"--state-dir={self.state}", *(flags or ("--addr=none",))]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

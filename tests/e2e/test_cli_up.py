@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import cli_scene
+import deaf
 import psycopg
 import pytest
 from leasehold.cli import main
@@ -174,11 +176,18 @@ def test_a_budgets_file_is_what_is_there_instead_of_the_example(tmp_path: Path) 
         cli_scene.until(lambda: budget_names(up) == ["from-file"], "the file is applied")
 
 
-def test_a_signal_while_it_starts_ends_all_with_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "prefix"),
+    [(signal.SIGINT, ()), (signal.SIGTERM, deaf.PREFIX)],
+    ids=["as usual", "signals were ignored and blocked"],
+)
+def test_a_signal_while_it_starts_ends_all_with_130(
+    tmp_path: Path, number: signal.Signals, prefix: Sequence[str]
+) -> None:
     flags, _ = cli_scene.port_flags()
-    with cli_scene.spawned(tmp_path, *flags) as process:
+    with cli_scene.spawned(tmp_path, *flags, prefix=prefix) as process:
         cli_scene.until(lambda: bool(records.Records(tmp_path).read()), "something is started")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=cli_scene.PATIENCE_SECONDS)
 
     assert (process.returncode, out) == (130, "")

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import deaf
 import psutil
 import pytest
 
@@ -53,13 +54,17 @@ def is_working(log: pathlib.Path) -> bool:
     return log.exists() and "admitted" in log.read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "prefix"),
+    [(signal.SIGINT, ()), (signal.SIGTERM, deaf.PREFIX)],
+    ids=["as usual", "signals were ignored and blocked"],
+)
 def test_interrupted_play_ends_everything_that_it_started(
-    tmp_path: pathlib.Path, number: signal.Signals
+    tmp_path: pathlib.Path, number: signal.Signals, prefix: Sequence[str]
 ) -> None:
     log = tmp_path / "logs" / "leased-worker-a.jsonl"
     demo = subprocess.Popen(
-        command(tmp_path),
+        [*prefix, *command(tmp_path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -79,6 +84,55 @@ def test_interrupted_play_ends_everything_that_it_started(
     assert left_over(tmp_path) == []
     provider_log = (log.parent / "leased-provider.jsonl").read_text()
     assert json.loads(provider_log.splitlines()[-1])["event"] == "stop"
+
+
+def test_jobs_scene_that_is_interrupted_leaves_no_process_and_every_file_of_its_users(
+    tmp_path: pathlib.Path,
+) -> None:
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("years of work")
+    run = tmp_path / "run"
+    stale = run / "stack" / "stale"
+    stale.mkdir(parents=True)
+    (run / "owner.lock").touch()  # by which a run knows its own
+    scene = subprocess.Popen(
+        [*deaf.PREFIX, sys.executable, "-m", "leasehold.demo.job_run", "--folder", str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: (run / "stack" / "node-a.log").exists() or scene.poll() is not None, "an agent begins")
+        assert len(left_over(tmp_path)) > 3
+        scene.send_signal(signal.SIGTERM)
+        _, told = scene.communicate(timeout=DEADLINE_SECONDS)
+    finally:
+        scene.kill()
+        scene.communicate()
+
+    assert scene.returncode == 130
+    assert told == "interrupted; everything that was started has ended\n"
+    assert left_over(tmp_path) == []
+    assert mine.read_text() == "years of work"
+    assert not stale.exists()
+
+
+def test_jobs_scene_keeps_off_a_folder_that_no_run_has_made(tmp_path: pathlib.Path) -> None:
+    mine = tmp_path / "run" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    ran = subprocess.run(
+        [sys.executable, "-m", "leasehold.demo.job_run", "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+    assert ran.returncode == 2
+    assert f"{mine.parent} has files that no run has made" in ran.stderr
+    assert [*mine.parent.iterdir()] == [mine]
 
 
 @pytest.mark.parametrize(

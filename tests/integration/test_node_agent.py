@@ -6,10 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import agent_kit
+import deaf
 import grpc
 import pytest
 from agent_kit import AgentProcess, is_alive, until
@@ -221,9 +222,12 @@ def test_an_agent_killed_in_the_midst_of_a_drain_leaves_a_drain_that_goes_on(bus
     until(lambda: ledger(busy).count("end") == 2, "their work was finished")
 
 
+@pytest.mark.parametrize("prefix", [(), deaf.PREFIX], ids=["as usual", "deaf"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_midst_of_the_start_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    agent = AgentProcess(tmp_path, SLEEPERS % 4)
+def test_a_signal_in_the_midst_of_the_start_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, prefix: Sequence[str]
+) -> None:
+    agent = AgentProcess(tmp_path, SLEEPERS % 4, prefix=prefix)
     try:
         agent.start(wait=False)
         until(lambda: "agent_started" in agent.text(), "it starts", seconds=30)

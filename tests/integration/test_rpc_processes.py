@@ -5,10 +5,11 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import deaf
 import grpc
 import pytest
 from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
@@ -79,9 +80,11 @@ asyncio.run(main())
 
 
 @asynccontextmanager
-async def child(script: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def child(
+    script: str, *arguments: str, prefix: Sequence[str] = ()
+) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", script, *arguments),
+        *(*prefix, sys.executable, "-c", script, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -120,6 +123,14 @@ async def test_a_signal_drains_the_server_and_ends_it_with_success(number: signa
             assert await watch.read() is grpc.aio.EOF
             assert await watch.code() is grpc.StatusCode.OK
         assert [await line_of(server), await line_of(server)] == ["draining", "ended"]
+        assert await asyncio.wait_for(server.wait(), 10) == 0
+
+
+async def test_a_server_that_inherited_signals_as_ignored_and_blocked_is_drained_by_them() -> None:
+    async with child(SERVER, "willing", prefix=deaf.PREFIX) as server:
+        await line_of(server)
+        server.send_signal(signal.SIGTERM)
+        assert await line_of(server) == "ended"
         assert await asyncio.wait_for(server.wait(), 10) == 0
 
 

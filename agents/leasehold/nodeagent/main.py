@@ -31,7 +31,7 @@ from leasehold.nodeagent import (
 from leasehold.nodeagent import config as configs
 from leasehold.observe import logs, metrics
 from leasehold.rpc import server as servers
-from leasehold.runtime import tasks
+from leasehold.runtime import interrupts, tasks
 
 #: Calls under way get so long when the agent ends; watches are told to end.
 DRAIN: Final = servers.Drain(notice_seconds=0.0, grace_seconds=1.0)
@@ -55,7 +55,6 @@ class _Process:
         self._is_ephemeral = is_ephemeral
         self._manager = service_manager.ServiceManager()
         self._folder = state.StateFolder(config.state_dir)
-        self._signals: list[signal.Signals] = []
 
     async def serve(self) -> None:
         """Serve until told to end, then see the workers off as told."""
@@ -194,6 +193,7 @@ class _Process:
         for number, stage in ends.items():
             loop.add_signal_handler(number, self._ending.escalate, stage, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        interrupts.unblock((*ends, signal.SIGHUP))
         try:
             yield
         finally:

@@ -7,12 +7,9 @@ import os
 import pathlib
 import shlex
 import shutil
-import signal
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
 
 import typer
 from leasehold import devstack
@@ -23,7 +20,7 @@ from leasehold.core import errors
 from leasehold.core.budget import model
 from leasehold.devstack import ports as devports
 from leasehold.rpc import budget_codec
-from leasehold.runtime import budgets_yaml
+from leasehold.runtime import budgets_yaml, interrupts
 
 READY_SECONDS = 30.0
 READY_CALL_SECONDS = 1.0
@@ -116,7 +113,7 @@ def up(
     )
     addresses = ports.addresses(replicas)
     is_up = False
-    with _stop_signals() as stop:
+    with interrupts.Interrupts(lambda: output.say("\nstopping ...")) as stop:
         try:
             with stack, contextlib.ExitStack() as parts:
                 try:
@@ -128,7 +125,7 @@ def up(
                     _wait_for_an_end(stop, stack, children, others)
                 finally:
                     stop.ignore_more()
-        except _Stopped:
+        except interrupts.Stopped:
             output.say(f"stopped; the data stay in {data_dir}")
             if not is_up:
                 raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -148,52 +145,6 @@ def _start_parts(
         up_parts.wait_for_agent(agent, stack.data_dir)
         started.append(agent)
     return started
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal asks to stop. A KeyboardInterrupt, since event loops and pools let that one through."""
-
-
-class _StopSignals:
-    """Turns the first signal into `_Stopped`, raised wherever the main thread is; later ones are ignored."""
-
-    def __init__(self) -> None:
-        self.is_stopping = threading.Event()
-        self._before = {
-            number: before
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            # Under nohup a lost terminal is no reason to stop.
-            if (before := signal.getsignal(number)) is not signal.SIG_IGN or number is not signal.SIGHUP
-        }
-
-    def install(self) -> None:
-        for number in self._before:
-            signal.signal(number, self._stop)
-
-    def ignore_more(self) -> None:
-        """A signal must not interrupt the stopping, which takes a few seconds at most."""
-        for number in self._before:
-            signal.signal(number, signal.SIG_IGN)
-
-    def restore(self) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.ignore_more()
-        self.is_stopping.set()
-        output.say("\nstopping ...")
-        raise _Stopped
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_StopSignals]:
-    signals = _StopSignals()
-    signals.install()
-    try:
-        yield signals
-    finally:
-        signals.restore()
 
 
 def _budgets_to_define(budgets_file: str | None) -> tuple[model.BudgetSpec, ...]:
@@ -314,7 +265,10 @@ def _without_password(dsn: str) -> str:
 
 
 def _wait_for_an_end(
-    stop: _StopSignals, stack: devstack.Stack, children: list[devstack.Child], others: list[devstack.Child]
+    stop: interrupts.Interrupts,
+    stack: devstack.Stack,
+    children: list[devstack.Child],
+    others: list[devstack.Child],
 ) -> None:
     """Until a signal, or until a part or the last allocator ends by itself, which is an error."""
     running = list(children)
@@ -332,7 +286,7 @@ def _wait_for_an_end(
             if not running:
                 raise errors.Unavailable(ended)
             output.say(f"{ended}; {len(running)} of {len(children)} allocators go on")
-    raise _Stopped  # the exception of the signal itself was lost, inside a callback of a library
+    raise interrupts.Stopped  # the exception of the signal itself was lost, inside a callback of a library
 
 
 def _told_end(child: devstack.Child) -> str:

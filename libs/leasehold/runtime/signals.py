@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from leasehold.observe import logs
+from leasehold.runtime import interrupts
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,7 +16,8 @@ _log = logs.get_logger(__name__)
 class ShutdownSignals:
     """Turns signals into two events while the ``async with`` block runs; after it, signals act as by default.
 
-    Must be entered on the main thread (`signal` allows no other).
+    Must be entered on the main thread (`signal` allows no other). They are taken even where they were
+    inherited as ignored or blocked.
     """
 
     def __init__(self, signals: tuple[signal.Signals, ...] = SIGNALS) -> None:
@@ -27,6 +29,7 @@ class ShutdownSignals:
         loop = asyncio.get_running_loop()
         for number in self._signals:
             loop.add_signal_handler(number, self._received, number)
+        interrupts.unblock(self._signals)
         return self
 
     async def __aexit__(

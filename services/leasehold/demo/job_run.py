@@ -5,34 +5,26 @@
 
 import argparse
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 
-from leasehold.core import errors
-from leasehold.demo import job_audit, job_plan, job_scenes, job_stack, report
+from leasehold.demo import entry, job_audit, job_plan, job_scenes, job_stack, report
 from leasehold.sim import auditor
 from rich import console
 
-EXIT_BROKEN = 1
-EXIT_NOT_RUN = 2
-EXIT_INTERRUPTED = 130
 LINE_EVERY_SECONDS = 3.0
-_WIDTH_MIN = 100
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m leasehold.demo.job_run",
-        description="Short jobs on four hosts; the leader and an agent are killed in the midst.",
-        epilog="Exit codes: 0 every claim held, 1 a claim is broken, 2 it could not be run, 130 interrupted.",
+    parser = entry.parser(
+        "leasehold.demo.job_run", "Short jobs on four hosts; the leader and an agent are killed in the midst."
     )
     parser.add_argument("--jobs", type=int, default=job_plan.Script().jobs, help="how many jobs")
     parser.add_argument(
         "--folder",
         type=pathlib.Path,
         default=pathlib.Path(".leasehold") / "jobs",
-        help="servers' data, the journal and the logs; emptied by the next run",
+        help=f"where `{job_stack.RUN}` has servers' data, journal and logs; emptied by the next run",
     )
     options = parser.parse_args(arguments)
     if not 100 <= options.jobs <= 20_000:
@@ -43,19 +35,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the scene; see the exit codes in `--help`."""
     options = _options(arguments)
-    # As Ctrl-C does: every block below ends what it started.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    screen = console.Console()
-    if not screen.is_terminal:
-        screen = console.Console(width=_WIDTH_MIN)
-    try:
-        return _run(options.folder, job_plan.Script(jobs=options.jobs), screen)
-    except errors.LeaseholdError as error:
-        sys.stderr.write(f"the scene could not be run: {error.message}\n")
-        return EXIT_NOT_RUN
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; everything that was started has ended\n")
-        return EXIT_INTERRUPTED
+    script = job_plan.Script(jobs=options.jobs)
+    return entry.run("the scene", lambda screen: _run(options.folder, script, screen))
 
 
 def _run(folder: pathlib.Path, script: job_plan.Script, screen: console.Console) -> int:
@@ -72,11 +53,8 @@ def _run(folder: pathlib.Path, script: job_plan.Script, screen: console.Console)
     found = claims(script, seen, verdict)
     for line in (*verdict.lines(), *report.verdict_lines(found)):
         lines.plain(line)
-    lines.plain(f"it took {seen.ended_seconds:.0f} s; logs, journal and data are in {folder}")
-    broken = [claim.name for claim in found if not claim.is_upheld]
-    for name in broken:
-        sys.stderr.write(f"broken claim: {name}\n")
-    return EXIT_BROKEN if broken else 0
+    lines.plain(f"it took {seen.ended_seconds:.0f} s; logs, journal and data are in {folder / job_stack.RUN}")
+    return entry.judged(found)
 
 
 def claims(script: job_plan.Script, seen: job_scenes.Seen, verdict: job_audit.Verdict) -> list[auditor.Claim]:
@@ -126,7 +104,7 @@ class _Lines:
         self._next_seconds = 0.0
 
     def plain(self, line: str) -> None:
-        self._screen.print(line, highlight=False, markup=False, soft_wrap=True)
+        entry.say(self._screen, line)
 
     def say(self, seconds: float, line: str) -> None:
         self.plain(f"{seconds:6.1f} s  {line}")

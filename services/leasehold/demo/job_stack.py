@@ -16,8 +16,12 @@ from leasehold import devstack
 from leasehold.api.node.v1 import agent_service_pb2, agent_service_pb2_grpc
 from leasehold.core import errors
 from leasehold.demo import job_plan, stack
+from leasehold.devstack import owner
 from leasehold.runtime import agent_paths
 
+#: In the folder that is given: everything that a run makes.
+RUN = "run"
+STACK = "stack"
 READY_SECONDS = 30.0
 CALL_SECONDS = 1.0
 LEFTOVERS_SECONDS = 60.0
@@ -89,21 +93,37 @@ def hosts(folder: pathlib.Path, announce: Callable[[str], None]) -> Iterator[Hos
     """The hosts with everything under them, for as long as the block lasts; no process outlives it.
 
     Each run begins with an empty database: what is judged is this run's alone. Raises `Unavailable` if a part
-    does not come up.
+    does not come up, `FailedPrecondition` if the folder is another run's, or not a scene's.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     with (
+        _emptied(folder / RUN, announce) as own,
         # A path of a Unix socket has at most 107 bytes.
         tempfile.TemporaryDirectory(prefix="leasehold-") as states,
         contextlib.ExitStack() as after,
-        devstack.Stack(folder / "stack", announce=announce) as parts,
+        devstack.Stack(own / STACK, announce=announce) as parts,
     ):
-        found = Hosts(parts, folder.absolute(), pathlib.Path(states))
+        found = Hosts(parts, own, pathlib.Path(states))
         # Called once the agents have ended.
         after.callback(found.end_leftovers)
         found.start(announce)
         yield found
+
+
+@contextlib.contextmanager
+def _emptied(own: pathlib.Path, announce: Callable[[str], None]) -> Iterator[pathlib.Path]:
+    """A folder of one run at a time, without what earlier ones have left. Nothing else is cleared, ever."""
+    lock = own / owner.FILE_NAME
+    if own.exists() and not lock.exists() and any(own.iterdir()):
+        raise errors.FailedPrecondition(f"--folder: {own} has files that no run has made; choose another")
+    with devstack.Owner(own):
+        # First: what a killed run has left is on record there.
+        devstack.end_leftovers(own / STACK, announce=announce)
+        for path in own.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != lock:
+                path.unlink()
+        yield own.absolute()
 
 
 def _answers(socket: pathlib.Path) -> bool:

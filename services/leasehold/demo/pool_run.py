@@ -5,28 +5,19 @@
 
 import argparse
 import pathlib
-import shutil
-import signal
 import sys
 from collections.abc import Sequence
 
-from leasehold.core import errors
 from leasehold.core.node import model
-from leasehold.demo import pool_audit, pool_plan, pool_scenes, pool_stack, pool_view, report
+from leasehold.demo import entry, pool_audit, pool_plan, pool_scenes, pool_stack, pool_view, report
 from leasehold.sim import auditor
 from rich import console
 
-EXIT_BROKEN = 1
-EXIT_NOT_RUN = 2
-EXIT_INTERRUPTED = 130
-_WIDTH_MIN = 100
-
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m leasehold.demo.pool_run",
-        description="A Celery pool that grows and shrinks with memory, and that no SIGKILL loses.",
-        epilog="Exit codes: 0 every claim held, 1 a claim is broken, 2 it could not be run, 130 interrupted.",
+    parser = entry.parser(
+        "leasehold.demo.pool_run",
+        "A Celery pool that grows and shrinks with memory, and that no SIGKILL loses.",
     )
     parser.add_argument(
         "--folder",
@@ -40,27 +31,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the scenes; see the exit codes in `--help`."""
     options = _options(arguments)
-    # As Ctrl-C does: every block below ends what it started.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    screen = console.Console()
-    if not screen.is_terminal:
-        screen = console.Console(width=_WIDTH_MIN)
-    try:
-        pool_stack.check_installed()
-        return _run(options.folder, screen)
-    except errors.LeaseholdError as error:
-        sys.stderr.write(f"the scenes could not be run: {error.message}\n")
-        return EXIT_NOT_RUN
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; everything that was started has ended\n")
-        return EXIT_INTERRUPTED
+    return entry.run("the scenes", lambda screen: _run(options.folder, screen))
 
 
 def _run(folder: pathlib.Path, screen: console.Console) -> int:
+    pool_stack.check_installed()
     script = pool_plan.Script()
-    _say(screen, _told(script))
-    shutil.rmtree(folder / "stack" / "agent" / "logs", ignore_errors=True)
-    with pool_stack.host(folder, lambda line: _say(screen, line)) as host:
+    entry.say(screen, _told(script))
+    with pool_stack.host(folder, lambda line: entry.say(screen, line)) as host:
         with pool_view.on(screen) as shown:
             player = pool_scenes.Player(host, script, shown.say, shown.draw)
             seen = player.play()
@@ -68,15 +46,12 @@ def _run(folder: pathlib.Path, screen: console.Console) -> int:
         agents = " ".join(f"--agent-pid {pid}" for pid in host.agent_pids)
     found = claims(seen, verdict)
     for line in verdict.lines():
-        _say(screen, line)
+        entry.say(screen, line)
     for line in report.verdict_lines(found):
-        _say(screen, line)
+        entry.say(screen, line)
     command = f"{sys.executable} -m leasehold.demo.pool_ledger audit {host.ledger_file} {agents}"
-    _say(screen, f"judge the ledger again: {command}")
-    broken = [claim.name for claim in found if not claim.is_upheld]
-    for name in broken:
-        sys.stderr.write(f"broken claim: {name}\n")
-    return EXIT_BROKEN if broken else 0
+    entry.say(screen, f"judge the ledger again: {command}")
+    return entry.judged(found)
 
 
 def claims(seen: pool_scenes.Seen, verdict: pool_audit.Verdict) -> list[auditor.Claim]:
@@ -133,10 +108,6 @@ def _told(script: pool_plan.Script) -> str:
         f"and tasks that take {pool_plan.TASK_MB} MB for {script.task_seconds_min:g} to "
         f"{script.task_seconds_max:g} s; {script.tasks_per_second:g} a second for {script.feed_until:g} s"
     )
-
-
-def _say(screen: console.Console, line: str) -> None:
-    screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

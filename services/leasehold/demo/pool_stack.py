@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import sys
@@ -153,6 +154,7 @@ def host(folder: pathlib.Path, announce: Callable[[str], None]) -> Iterator[Host
         contextlib.ExitStack() as after,
         devstack.Stack(folder / "stack", announce=announce) as parts,
     ):
+        shutil.rmtree(parts.data_dir / "agent" / "logs", ignore_errors=True)
         # What the agent left, if it was killed in the midst of the scenes.
         after.callback(up_parts.end_leftovers, parts.data_dir)
         address = stack.start_allocator(parts, announce)

@@ -4,28 +4,19 @@ import argparse
 import asyncio
 import os
 import pathlib
-import shutil
-import signal
 import sys
 from collections.abc import Sequence
 
-from leasehold.core import errors
-from leasehold.demo import board, children, evidence, journal, plan, report, scenes, stack, view
+from leasehold.demo import board, children, entry, evidence, journal, plan, report, scenes, stack, view
 from leasehold.sim import auditor, traces
 from rich import console
 
 SHIPPED_TRACE = pathlib.Path(__file__).parent / "data" / "conversation.csv"
-EXIT_BROKEN = 1
-EXIT_NOT_RUN = 2
-EXIT_INTERRUPTED = 130
-_TABLE_WIDTH_MIN = 100
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m leasehold.demo",
-        description="Workers share a provider's limits through leases, beside a static split of them.",
-        epilog="Exit codes: 0 every claim held, 1 a claim is broken, 2 it could not be run, 130 interrupted.",
+    parser = entry.parser(
+        "leasehold.demo", "Workers share a provider's limits through leases, beside a static split of them."
     )
     parser.add_argument(
         "--trace", type=pathlib.Path, default=SHIPPED_TRACE, help="CSV TIMESTAMP,ContextTokens,GeneratedTokens"
@@ -45,37 +36,24 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; see the exit codes in `--help`."""
     options = _options(arguments)
-    # As Ctrl-C does: every block below ends what it started.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    screen = console.Console()
-    if not screen.is_terminal:
-        screen = console.Console(width=_TABLE_WIDTH_MIN)
-    try:
-        return _run(options, screen)
-    except errors.LeaseholdError as error:
-        sys.stderr.write(f"the demo could not be run: {error.message}\n")
-        return EXIT_NOT_RUN
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; everything that was started has ended\n")
-        return EXIT_INTERRUPTED
+    return entry.run("the demo", lambda screen: _run(options, screen))
 
 
 def _run(options: argparse.Namespace, screen: console.Console) -> int:
     wanted = plan.make(
         traces.read(options.trace), seconds=options.seconds, window_seconds=options.window_seconds
     )
-    _say(screen, _told(wanted, options.trace))
+    entry.say(screen, _told(wanted, options.trace))
     logs = options.folder / "logs"
-    shutil.rmtree(logs, ignore_errors=True)
-    logs.mkdir(parents=True)
     # A name of this run's own: what an earlier run left cooling under another name does not count here.
     budget = f"llm-api-{os.getpid()}"
     with (
         stack.allocator(
-            options.allocator, options.folder / "stack", lambda line: _say(screen, line)
+            options.allocator, options.folder / "stack", lambda line: entry.say(screen, line)
         ) as address,
         stack.budget(address, budget, wanted),
-        children.Children(logs) as kids,
+        # Once nobody else has the folder.
+        children.Children(_emptied(logs)) as kids,
     ):
         leased, static = (
             scenes.Fleet(name, wanted, kids, logs, options.trace.absolute(), worker_arguments)
@@ -92,6 +70,15 @@ def _run(options: argparse.Namespace, screen: console.Console) -> int:
         with view.on(screen) as shown:
             played = asyncio.run(scenes.play(wanted, leased, static, kids, state, shown))
     return _judge(screen, wanted, played, leased.logs, static.logs)
+
+
+def _emptied(logs: pathlib.Path) -> pathlib.Path:
+    """Without what an earlier run has left there."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for path in logs.iterdir():
+        if path.name.startswith(("leased-", "static-")) and path.suffix in (".jsonl", ".out"):
+            path.unlink()
+    return logs
 
 
 def _judge(
@@ -112,16 +99,12 @@ def _judge(
     screen.print(report.results(outcome))
     found = report.claims(outcome)
     for line in report.verdict_lines(found):
-        _say(screen, line)
-    _say(
+        entry.say(screen, line)
+    entry.say(
         screen,
         f"logs: {leased.folder}; judge one again: {_python()} -m leasehold.sim.auditor {leased.provider}",
     )
-    broken = [claim.name for claim in found if not claim.is_upheld]
-    if broken:
-        sys.stderr.write("".join(f"broken claim: {name}\n" for name in broken))
-        return EXIT_BROKEN
-    return 0
+    return entry.judged(found)
 
 
 def _told(wanted: plan.Plan, trace: pathlib.Path) -> str:
@@ -146,7 +129,3 @@ def _python() -> str:
     if interpreter.is_relative_to(pathlib.Path.cwd()):
         return str(interpreter.relative_to(pathlib.Path.cwd()))
     return str(interpreter)
-
-
-def _say(screen: console.Console, line: str) -> None:
-    screen.print(line, highlight=False, markup=False, soft_wrap=True)
