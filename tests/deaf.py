@@ -1,4 +1,4 @@
-"""How a process is started that inherits signals as ignored and blocked: by a shell's `command &`, a supervisor."""
+"""How a process is started that inherits signals as ignored and blocked, as by a shell's `command &`."""
 
 import sys
 

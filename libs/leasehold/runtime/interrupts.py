@@ -70,7 +70,7 @@ class Interrupts:
         raise Stopped
 
     def _lost(self, lost: "sys.UnraisableHookArgs") -> None:
-        """A finalizer, or a callback of a library, was interrupted, and passes no exception on: raise it again."""
+        """A finalizer or a library's callback was interrupted and passes no exception on: raise it again."""
         if lost.exc_type is not Stopped:
             self._hook_before(lost)
             return

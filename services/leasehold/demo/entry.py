@@ -25,7 +25,7 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
 
 
 def run(what: str, play: Callable[[console.Console], int]) -> int:
-    """Play on a screen; the exit code. A signal ends `play` as Ctrl-C does: its blocks end what they started."""
+    """Play on a screen; the exit code. A signal ends `play` as Ctrl-C does: it ends what it started."""
     screen = console.Console()
     if not screen.is_terminal:
         screen = console.Console(width=_WIDTH_MIN)
