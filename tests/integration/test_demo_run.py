@@ -103,7 +103,7 @@ def test_jobs_scene_that_is_interrupted_leaves_no_process_and_every_file_of_its_
         text=True,
     )
     try:
-        until(lambda: (run / "stack" / "node-a.log").exists() or scene.poll() is not None, "an agent begins")
+        until(lambda: (run / "stack" / "demo-1.log").exists() or scene.poll() is not None, "an agent begins")
         assert len(left_over(tmp_path)) > 3
         scene.send_signal(signal.SIGTERM)
         _, told = scene.communicate(timeout=DEADLINE_SECONDS)
