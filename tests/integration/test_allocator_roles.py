@@ -68,7 +68,8 @@ async def guarded(make_fleet: MakeFleet, tmp_path: Path) -> Guarded:
 
     async def leads() -> bool:
         with contextlib.suppress(errors.Unavailable):
-            await made.call("ops", "ListBudgets", wire.ListBudgetsRequest())
+            # Only once it has read Postgres it takes a change.
+            await made.call("ops", "PutBudget", wire.PutBudgetRequest(budget=kit.budget("llm")))
             return True
         return False
 

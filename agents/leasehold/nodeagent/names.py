@@ -52,6 +52,7 @@ OTHERS: Final = frozenset(
         "LEASEHOLD_POSTGRES_DSN",
         "LEASEHOLD_POSTGRES_DSN_FILE",
         "LEASEHOLD_BUDGETS_FILE",
+        "LEASEHOLD_ROLES_FILE",
         "LEASEHOLD_ELECTION_TTL_SECONDS",
         "LEASEHOLD_ACCEPT_NEW_ETCD",
         # Gateways.
