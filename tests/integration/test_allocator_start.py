@@ -4,10 +4,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 
 import allocator_kit as kit
+import grpc
 import pytest
 import tls_kit
 from allocator_kit import until
@@ -15,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from leasehold import devstack
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
 from leasehold.core import errors
+from leasehold.etcd.wire import rpc_pb2, rpc_pb2_grpc
 
 MakeFleet = Callable[..., kit.Fleet]
 
@@ -58,6 +61,38 @@ def test_a_port_that_is_taken_is_told_with_its_holder() -> None:
         ended = start("--listen", f"127.0.0.1:{port}")
     assert ended.returncode == 1
     assert f"port {port} on 127.0.0.1 is taken" in ended.stderr and "--listen" in ended.stderr
+
+
+class _OldEtcd(rpc_pb2_grpc.MaintenanceServicer):
+    """A member that tells a version which loses acknowledged writes; it serves nothing else."""
+
+    def Status(self, request: rpc_pb2.StatusRequest, context: grpc.ServicerContext) -> rpc_pb2.StatusResponse:
+        header = rpc_pb2.ResponseHeader(cluster_id=1, member_id=1, revision=1)
+        return rpc_pb2.StatusResponse(header=header, version="3.5.2", leader=1)
+
+
+@pytest.fixture
+def old_etcd() -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    rpc_pb2_grpc.add_MaintenanceServicer_to_server(_OldEtcd(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_an_etcd_that_loses_writes_is_refused_unless_the_risk_is_taken(old_etcd: str) -> None:
+    ended = start("--listen=127.0.0.1:0", LEASEHOLD_ETCD_ENDPOINTS=old_etcd)
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert (
+        last.startswith("leasehold allocator: etcd 3.5.2 can lose acknowledged writes")
+        and "--accept-unfit-etcd" in last
+    )
+
+    ended = start("--listen=127.0.0.1:0", "--accept-unfit-etcd", LEASEHOLD_ETCD_ENDPOINTS=old_etcd)
+    assert "etcd_unfit" in ended.stderr
+    assert "can lose" not in ended.stderr.strip().splitlines()[-1]
 
 
 async def test_started_before_its_etcd_it_says_that_it_cannot_serve_yet_and_serves_when_etcd_is_there(

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from leasehold.core import errors
+from leasehold.core import errors, server_versions
 from leasehold.postgres import database, migrate, store
 from psycopg import rows
 
@@ -114,6 +114,16 @@ async def test_a_database_of_a_newer_version_is_refused(postgres_dsn: str) -> No
     await migrated(postgres_dsn, (first, second))
     with pytest.raises(errors.FailedPrecondition, match="0002_two by a newer Leasehold"):
         await migrated(postgres_dsn, (first,))
+
+
+async def test_a_server_that_is_too_old_is_refused_and_left_as_it_is(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_versions, "POSTGRES_MAJOR_MIN", 99)
+    with pytest.raises(errors.FailedPrecondition, match=r"PostgreSQL \d+ is too old; use 99 or later"):
+        await migrated(postgres_dsn, (migrate.Migration(1, "one", "CREATE TABLE one (id integer);"),))
+    with psycopg.connect(postgres_dsn) as connection:
+        assert connection.execute("SELECT to_regclass('schema_migration')").fetchone() == (None,)
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(postgres_dsn: str) -> None:

@@ -22,25 +22,6 @@ def find(environ: dict[str, str]) -> tuple[Path, list[str]]:
     return etcd_binary.find(announce=said.append, cancel=threading.Event(), environ=environ), said
 
 
-@pytest.mark.parametrize("version", [(3, 4, 22), (3, 4, 23), (3, 5, 6), (3, 5, 30), (3, 6, 0), (4, 0, 0)])
-def test_a_fit_etcd_is_accepted(version: etcd_binary.Version) -> None:
-    assert etcd_binary.objection_to_version(version) is None
-
-
-@pytest.mark.parametrize("version", [(3, 5, 0), (3, 5, 1), (3, 5, 5)])
-def test_an_etcd_that_loses_writes_is_refused_with_the_reason(version: etcd_binary.Version) -> None:
-    objection = etcd_binary.objection_to_version(version)
-
-    assert objection is not None
-    assert "lose acknowledged writes" in objection
-    assert "3.5.6" in objection
-
-
-@pytest.mark.parametrize("version", [(3, 4, 21), (3, 3, 25), (2, 3, 8)])
-def test_an_etcd_that_is_too_old_is_refused(version: etcd_binary.Version) -> None:
-    assert "too old" in str(etcd_binary.objection_to_version(version))
-
-
 def test_etcd_bin_goes_before_path(tmp_path: Path) -> None:
     chosen = make_etcd(tmp_path / "chosen", "3.5.30")
     on_path = make_etcd(tmp_path / "path", "3.5.21")

@@ -167,11 +167,7 @@ def _budgets_to_define(budgets_file: str | None) -> tuple[model.BudgetSpec, ...]
 def _start_allocators(
     stack: devstack.Stack, addresses: list[str], budgets_file: str | None
 ) -> list[devstack.Child]:
-    env = {
-        **os.environ,
-        "LEASEHOLD_ETCD_ENDPOINTS": ",".join(stack.etcd_endpoints),
-        "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
-    }
+    env = {**os.environ, **stack.variables}
     if stack.etcd is not None:
         env["LEASEHOLD_ETCD_TXN_OPS_MAX"] = str(ETCD_TXN_OPS_MAX)
     children: list[devstack.Child] = []

@@ -95,6 +95,11 @@ class EtcdServer:
         return self._started().pid
 
     @property
+    def is_unfit(self) -> bool:
+        """Whether nothing better was to be had than a version that is known to lose data; once started."""
+        return self._binary is not None and etcd_binary.objection_to(self._binary) is not None
+
+    @property
     def is_running(self) -> bool:
         """Whether it was started and has not ended; a frozen one runs."""
         return self._child is not None and self._child.is_running

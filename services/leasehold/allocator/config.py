@@ -44,6 +44,9 @@ class Settings(pydantic_settings.BaseSettings):
     budgets_file: pathlib.Path | None = _setting(None, "YAML file of budgets, followed while it changes")
     election_ttl_seconds: int = _setting(3, "how long the others wait after the leader is lost", ge=1, le=60)
     accept_new_etcd: bool = _setting(False, "take an etcd that Postgres does not know as a new generation")
+    accept_unfit_etcd: bool = _setting(
+        False, "serve on an etcd whose version is known to lose data when it is killed"
+    )
     tls_certificate_file: pathlib.Path | None = _setting(None, "PEM of the API's certificate")
     tls_key_file: pathlib.Path | None = _setting(None, "PEM of the API's key")
     tls_ca_file: pathlib.Path | None = _setting(

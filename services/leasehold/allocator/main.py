@@ -22,7 +22,7 @@ from leasehold.allocator import (
 from leasehold.api.budget.v1 import budget_service_pb2, budget_service_pb2_grpc
 from leasehold.api.job.v1 import job_service_pb2, job_service_pb2_grpc
 from leasehold.api.node.v1 import node_service_pb2, node_service_pb2_grpc
-from leasehold.core import errors
+from leasehold.core import errors, server_versions
 from leasehold.etcd import adapter, election
 from leasehold.etcd import port as etcd_port
 from leasehold.etcd import settings as etcd_settings
@@ -151,6 +151,16 @@ class _Allocator:
         async with candidate:
             await self._leader.run(etcd, candidate)
 
+    def _check_version(self, told: str) -> None:
+        """Of the member that answers. Raises `FailedPrecondition` unless the user takes the risk."""
+        version = server_versions.etcd_version(told)
+        objection = None if version is None else server_versions.objection_to_etcd(version)
+        if objection is None:
+            return
+        if not self._settings.accept_unfit_etcd:
+            raise errors.FailedPrecondition(f"{objection}, or take the risk with --accept-unfit-etcd")
+        _log.warning("etcd_unfit", objection=objection)
+
     async def _connect(self) -> etcd_port.EtcdPort:
         settings = self._settings
         endpoints = [part.strip() for part in settings.etcd_endpoints.split(",") if part.strip()]
@@ -159,9 +169,15 @@ class _Allocator:
         is_told = False
         while True:
             try:
-                return await adapter.connect(
+                etcd = await adapter.connect(
                     endpoints, tls=settings.etcd_tls, login=settings.etcd_login(), settings=options
                 )
+                try:
+                    self._check_version((await etcd.status()).version)
+                except BaseException:
+                    await etcd.close()
+                    raise
+                return etcd
             except (errors.EtcdUnavailable, errors.DeadlineExceeded) as error:
                 if asyncio.get_running_loop().time() > deadline:
                     raise

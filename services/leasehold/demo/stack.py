@@ -49,11 +49,7 @@ def spawn_allocator(stack: devstack.Stack, name: str) -> tuple[devstack.Child, s
     child = stack.spawn(
         name,
         [sys.executable, "-m", "leasehold.allocator", "--listen", address],
-        env={
-            **os.environ,
-            "LEASEHOLD_ETCD_ENDPOINTS": ",".join(stack.etcd_endpoints),
-            "LEASEHOLD_POSTGRES_DSN": stack.postgres_dsn,
-        },
+        env={**os.environ, **stack.variables},
     )
     return child, address
 
