@@ -400,7 +400,7 @@ async def _core_errors() -> Any:
         yield
     except grpc.RpcError as error:
         raise rpc_errors.from_rpc_error(error) from error
-    except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+    except rpc_errors.STREAM_OVER as error:
         raise errors.Unavailable("the stream is over") from error
     except TimeoutError as error:
         raise errors.Unavailable("the allocator takes no message") from error

@@ -69,5 +69,5 @@ async def _core_errors() -> AsyncIterator[None]:
         yield
     except grpc.RpcError as error:
         raise rpc_errors.from_rpc_error(error) from error
-    except grpc.aio.UsageError as error:  # the call is over; its status was told to whoever reads
+    except rpc_errors.STREAM_OVER as error:  # its status was told to whoever reads
         raise errors.Unavailable("the stream is over") from error

@@ -23,8 +23,6 @@ CHUNK_BYTES_MAX: Final = 3 * 2**20 - 4096
 WINDOW: Final = 4
 #: Tag and length before each job of a message.
 _JOB_FRAME_BYTES: Final = 8
-#: What gRPC raises at a write on a call that is over.
-_OVER: Final = (grpc.aio.UsageError, asyncio.InvalidStateError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +156,7 @@ class Batch:
                 await self.close()
                 seconds = f"{self._patience_seconds:g} s"
                 raise self._failure or errors.Unavailable(f"no answer to a chunk within {seconds}") from None
-            except (*_OVER, grpc.RpcError, errors.Unavailable) as error:
+            except (*rpc_errors.STREAM_OVER, grpc.RpcError, errors.Unavailable) as error:
                 await self._cut(error)
                 if loop.time() >= deadline:
                     raise self._failure or errors.Unavailable("the stream is over") from error
@@ -188,7 +186,7 @@ class Batch:
     async def _cut(self, error: Exception) -> None:
         """Leave this connection; raises what asking again cannot heal."""
         failure: errors.LeaseholdError
-        if isinstance(error, _OVER):  # the call is over, and its status tells why
+        if isinstance(error, rpc_errors.STREAM_OVER):  # the call is over, and its status tells why
             failure = await self._status()
         elif isinstance(error, grpc.RpcError):
             failure = rpc_errors.from_rpc_error(error)

@@ -6,6 +6,7 @@ where a delay helps, and a ``BadRequest`` where a field is at fault. `from_rpc_e
 that a caller catches ``errors.NotLeader`` whichever side of a connection it stands on.
 """
 
+import asyncio
 import contextlib
 import functools
 import math
@@ -20,6 +21,9 @@ from grpc_status import rpc_status  # type: ignore[import-untyped]
 from leasehold.core import errors
 
 DOMAIN: Final = "leasehold"
+
+#: What grpc.aio raises, without a status, at a write to a stream that is over; which one, by how it ended.
+STREAM_OVER: Final = (grpc.aio.UsageError, asyncio.InvalidStateError)
 
 CODES: Final[Mapping[type[errors.LeaseholdError], grpc.StatusCode]] = {
     errors.LeaseholdError: grpc.StatusCode.INTERNAL,
