@@ -1,4 +1,4 @@
-"""The peer of the renewal benchmarks: a bare grpc.aio server that gives each message back."""
+"""The peer of benchmarks of renewals and submits: a bare grpc.aio server that gives each message back."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,6 +7,10 @@ from typing import Any
 import grpc
 import lines
 from leasehold.api.budget.v1 import budget_service_pb2 as wire
+from leasehold.api.job.v1 import job_pb2
+from leasehold.api.job.v1 import job_service_pb2 as job_wire
+
+JOB_ID = "01900000-0000-7000-8000-000000000000"
 
 
 async def _stream(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
@@ -16,6 +20,13 @@ async def _stream(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[A
 
 async def _unary(request: Any, context: Any) -> Any:
     return request
+
+
+async def _submit(request: Any, context: Any) -> Any:
+    """What a submit is answered with, in size: the spec with an id, a state, an owner and a time."""
+    job = job_pb2.Job(job_id=JOB_ID, spec=request.spec, state=job_pb2.JOB_STATE_PENDING, principal="127.0.0.1")
+    job.submit_time.FromMicroseconds(1_900_000_000_123_456)
+    return job_wire.SubmitJobResponse(job=job)
 
 
 async def main() -> None:
@@ -28,6 +39,11 @@ async def main() -> None:
         ),
         "Unary": grpc.unary_unary_rpc_method_handler(
             _unary, request_deserializer=renew.FromString, response_serializer=renew.SerializeToString
+        ),
+        "Submit": grpc.unary_unary_rpc_method_handler(
+            _submit,
+            request_deserializer=job_wire.SubmitJobRequest.FromString,
+            response_serializer=job_wire.SubmitJobResponse.SerializeToString,
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", handlers),))

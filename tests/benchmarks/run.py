@@ -28,7 +28,18 @@ from leasehold.core import errors
 from leasehold.devstack import etcd_binary, postgres_binary
 
 #: In the order in which they run: what compares rates first, while the machine is as it was found.
-BENCHMARKS = ("admission", "renewals", "join", "failover", "fleet", "nodes", "saturation", "agent", "jobs")
+BENCHMARKS = (
+    "admission",
+    "renewals",
+    "join",
+    "failover",
+    "fleet",
+    "nodes",
+    "saturation",
+    "agent",
+    "jobs",
+    "jobs_rpc",
+)
 RESULTS: pathlib.Path = harness.HERE.parent.parent / "bench-results"
 BENCHMARK_SECONDS_MAX = 300.0
 
