@@ -290,7 +290,8 @@ class Jobs(RuleBasedStateMachine):
     def postgres_is_read_anew(self) -> None:
         if self.is_lost:
             self.is_lost = False
-            self.leader.reloaded(self.now, self.now, self.ledger.snapshot(), self.fate == "cut after")
+            loaded = self.leader.prepare(self.now, self.now, self.ledger.snapshot())
+            self.leader.reloaded(self.now, loaded, self.fate == "cut after")
             self.settle()
 
     @rule()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -116,6 +117,33 @@ async def test_nothing_is_taken_before_postgres_was_read(scene: Scene) -> None:
     await known(scene)
     job_id = await scene.submit()
     assert (await scene.store.get_job(job_id)).state is model.JobState.PENDING
+
+
+@pytest.mark.parametrize("read", ["restore", "prepare"])
+async def test_what_postgres_tells_is_gone_through_while_the_loop_goes_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    plain, has_beaten = getattr(machine.JobMachine, read), threading.Event()
+    beaten: list[bool] = []
+
+    def waits_for_the_loop(self: machine.JobMachine, *arguments: Any) -> Any:
+        beaten.append(has_beaten.wait(5.0))
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(machine.JobMachine, read, waits_for_the_loop)
+    scene.is_synchronized.set()
+    if read == "prepare":
+        await known(scene)
+        scene.store.fail_after_commit = errors.PostgresUnavailable("cut at the commit")
+        asking = asyncio.create_task(scene.submit())
+        await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.01, has_beaten.set)
+    await until(lambda: beaten)
+    await known(scene)
+    if read == "prepare":
+        await asking
+
+    assert beaten == [True]
 
 
 async def test_with_nothing_to_do_it_rests(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,12 @@ class Machine:
     def breaker_saved(self, now: float, saved: effects.SaveBreaker) -> None:
         self.told.append(("saved", saved.cause))
 
-    def reloaded(self, now: float, wall: float, snapshot: changes.Snapshot, was_committed: bool) -> None:
+    def prepare(self, now: float, wall: float, snapshot: changes.Snapshot) -> list[str]:
+        return sorted(queue.name for queue in snapshot.queues)
+
+    def reloaded(self, now: float, loaded: list[str], was_committed: bool) -> None:
         self.is_in_flight = False
-        self.told.append(("reloaded", was_committed, sorted(queue.name for queue in snapshot.queues)))
+        self.told.append(("reloaded", was_committed, loaded))
 
 
 class Store(job_memory.MemoryJobStore):

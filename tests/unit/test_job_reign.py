@@ -46,6 +46,11 @@ class Reign:
             self.machine.inventory(self.now, name, reports)
         self.flush()
 
+    def reload(self, was_committed: bool = False) -> None:
+        """Read the ledger anew."""
+        loaded = self.machine.prepare(self.now, self.now, self.ledger.snapshot())
+        self.machine.reloaded(self.now, loaded, was_committed)
+
     def flush(self) -> list[effects.Effect]:
         """Commit all that there is; what was to be done."""
         while True:
@@ -806,7 +811,7 @@ def test_a_batch_whose_answer_is_lost_is_read_and_asked_again(reign: Reign, was_
     reign.machine.batch_lost(reign.now)
     assert reign.machine.take_batch(reign.now, reign.now) is None
     assert of(effects.Answer, reign.machine.take_effects()) == []
-    reign.machine.reloaded(reign.now, reign.now, reign.ledger.snapshot(), was_committed)
+    reign.reload(was_committed)
     reign.flush()
     reign.end(line, EndCause.SUCCEEDED)
 
@@ -827,7 +832,7 @@ def test_an_allocation_whose_answer_was_lost_is_dispatched_after_it_was_read(rei
             reign.machine.batch_done(reign.now, reign.now, result)
     reign.machine.batch_lost(reign.now)
     assert of(effects.Assign, reign.machine.take_effects()) == []
-    reign.machine.reloaded(reign.now, reign.now, reign.ledger.snapshot(), was_committed=True)
+    reign.reload(was_committed=True)
 
     assert len(of(effects.Assign, reign.flush())) == 1
 
@@ -842,7 +847,7 @@ def test_what_differs_from_what_is_known_is_read_anew_before_anything_else(reign
 
     assert len(of(effects.Reload, reign.machine.take_effects())) == 1
     assert reign.machine.take_batch(reign.now, reign.now) is None
-    reign.machine.reloaded(reign.now, reign.now, reign.ledger.snapshot())
+    reign.reload()
     reign.flush()
     assert reign.state(ref) is JobState.COMPLETED
 

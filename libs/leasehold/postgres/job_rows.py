@@ -54,30 +54,69 @@ def job(row: database.Row) -> model.JobRecord:
     Raises `LeaseholdError` if it cannot be read by this version of Leasehold.
     """
     try:
-        return model.JobRecord(
-            job_id=row["job_id"],
-            spec=_spec(row),
-            state=model.JobState(row["state"]),
-            attempt=row["attempt"],
-            failures=row["failures"],
-            principal=row["principal"],
-            submit_time_seconds=row["submit_time"],
-            start_time_seconds=row["start_time"],
-            end_time_seconds=row["end_time"],
-            not_before_seconds=row["not_before_time"],
-            is_cancel_requested=row["is_cancel_requested"],
-            outcome=None if row["outcome"] is None else _outcome(row["outcome"]),
-            allocation=None if row["row_attempt"] is None else allocation(row),
-        )
-    except (errors.InvalidArgument, KeyError, TypeError, ValueError) as error:
-        raise errors.LeaseholdError(
-            f"job {row['job_id']} in Postgres cannot be read by this version of Leasehold: {error}",
-            metadata={"job_id": row["job_id"]},
-        ) from error
+        return _job(row, _spec(row, row["spec"]), row["end_time"])
+    except _WRONG as error:
+        raise _unreadable(row, error) from error
 
 
-def _spec(row: database.Row) -> model.JobSpec:
-    kept: dict[str, Any] = dict(row["spec"])
+#: What the core's values raise of what they are not to hold.
+_WRONG = (errors.InvalidArgument, KeyError, TypeError, ValueError)
+
+
+def _unreadable(row: database.Row, error: Exception) -> errors.LeaseholdError:
+    return errors.LeaseholdError(
+        f"job {row['job_id']} in Postgres cannot be read by this version of Leasehold: {error}",
+        metadata={"job_id": row["job_id"]},
+    )
+
+
+def _job(row: database.Row, spec: model.JobSpec, end_time: float | None) -> model.JobRecord:
+    return model.JobRecord(
+        job_id=row["job_id"],
+        spec=spec,
+        state=model.JobState(row["state"]),
+        attempt=row["attempt"],
+        failures=row["failures"],
+        principal=row["principal"],
+        submit_time_seconds=row["submit_time"],
+        start_time_seconds=row["start_time"],
+        end_time_seconds=end_time,
+        not_before_seconds=row["not_before_time"],
+        is_cancel_requested=row["is_cancel_requested"],
+        outcome=None if row["outcome"] is None else _outcome(row["outcome"]),
+        allocation=None if row.get("row_attempt") is None else allocation(row),
+    )
+
+
+class LiveJobs:
+    """Decodes jobs by the hundred thousand: what many have in common is made, and kept, once."""
+
+    def __init__(self) -> None:
+        self._specs: dict[tuple[Any, ...], model.JobSpec] = {}
+        self._shared: dict[Any, Any] = {}
+
+    def job(self, row: database.Row) -> model.JobRecord:
+        """A row of `pending_jobs` or `running_jobs`. Raises as `job` does."""
+        for name in ("queue", "principal"):
+            row[name] = self._shared.setdefault(row[name], row[name])
+        try:
+            return _job(row, self._spec(row), None)
+        except _WRONG as error:
+            raise _unreadable(row, error) from error
+
+    def _spec(self, row: database.Row) -> model.JobSpec:
+        key = tuple(map(row.__getitem__, _OF_SPEC))
+        spec = self._specs.get(key)
+        if spec is None:
+            spec = self._specs[key] = _spec(row, json.loads(row["spec"]))
+        return spec
+
+
+_OF_SPEC = ("spec", "name", "queue", "priority", "required_cpus", "required_memory_bytes")
+
+
+def _spec(row: database.Row, document: Mapping[str, Any]) -> model.JobSpec:
+    kept: dict[str, Any] = dict(document)
     if "retry" in kept:
         kept["retry"] = model.RetryPolicy(**kept["retry"])
     if "on_lost" in kept:

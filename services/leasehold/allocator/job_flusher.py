@@ -17,6 +17,7 @@ from leasehold.core import errors
 from leasehold.core.job import changes, effects, machine
 from leasehold.observe import logs
 from leasehold.postgres import job_port
+from leasehold.runtime import garbage
 
 RETRY_SECONDS = 0.5
 
@@ -70,7 +71,7 @@ class JobFlusher:
 
     async def take_over(self) -> changes.Snapshot:
         """Fence earlier leaders off and read what there is, however long that takes. Raises `StaleEpoch`."""
-        return await self._patiently(lambda: self._store.take_over(self._epoch))
+        return await self._patiently(lambda: _read(self._store.take_over(self._epoch)))
 
     async def run(self, jobs: machine.JobMachine) -> NoReturn:
         """Commit until cancelled. Raises `StaleEpoch` once a later leader has taken over."""
@@ -128,8 +129,11 @@ class JobFlusher:
         await self._reload(jobs, was_committed=was_committed)
 
     async def _reload(self, jobs: machine.JobMachine, *, was_committed: bool) -> None:
-        snapshot = await self._patiently(lambda: self._store.reload(self._epoch))
-        jobs.reloaded(self._now(), self._wall(), snapshot, was_committed)
+        snapshot = await self._patiently(lambda: _read(self._store.reload(self._epoch)))
+        with garbage.put_off():
+            # In another thread, for those who need the loop meanwhile, as the election's lease does.
+            loaded = await asyncio.to_thread(jobs.prepare, self._now(), self._wall(), snapshot)
+            jobs.reloaded(self._now(), loaded, was_committed)
         _log.info("jobs_reloaded", jobs=len(snapshot.jobs))
         self._follow_up()
 
@@ -150,3 +154,8 @@ class JobFlusher:
                     _log.info("jobs_in_postgres_again")
                 self.is_postgres_away = False
                 return value
+
+
+async def _read(reading: Awaitable[changes.Snapshot]) -> changes.Snapshot:
+    with garbage.put_off():
+        return await reading

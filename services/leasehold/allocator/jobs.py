@@ -13,6 +13,7 @@ from leasehold.core import errors
 from leasehold.core.job import effects, machine, model
 from leasehold.observe import logs
 from leasehold.postgres import job_port
+from leasehold.runtime import garbage
 
 #: A caller who waits for a commit is told that Postgres is away after so long.
 ANSWER_SECONDS_MAX = 5.0
@@ -297,13 +298,17 @@ class Jobs:
                 await asyncio.sleep(FAILED_SECONDS)
 
     async def _serve(self) -> NoReturn:
-        snapshot = await self._flusher.take_over()
         jobs = machine.JobMachine(new_id=new_job_id)
-        jobs.restore(self.now(), self._wall_clock(), snapshot)
+        snapshot = await self._flusher.take_over()
+        with garbage.put_off():
+            # In another thread, for those who need the loop meanwhile, as the election's lease does.
+            await asyncio.to_thread(jobs.restore, self.now(), self._wall_clock(), snapshot)
         self._broken = self._loop.create_future()
         self.machine = jobs
         _log.info("jobs_known", jobs=len(snapshot.jobs), nodes=len(snapshot.capacities))
         self._dispatch.begin(frozenset(capacity.node for capacity in snapshot.capacities))
+        # Else its jobs would stay as long as the reign does.
+        del snapshot
         self._follow_up()
         tasks = [
             asyncio.create_task(self._flusher.run(jobs), name="job-flusher"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from leasehold.core import errors
-from leasehold.core.job import answers, attempts, changes, effects, model, reclaim, requests
+from leasehold.core.job import answers, attempts, changes, effects, loading, model, reclaim, requests
 from leasehold.core.job import execution as executions
 from leasehold.core.job import mirror as mirrors
 from leasehold.core.job import outbox as outboxes
@@ -320,7 +320,7 @@ class Commits:
             raise errors.LeaseholdError("a batch was lost that was not in flight")
         self._is_reload_due = True
 
-    def reloaded(self, now: float, wall: float, snapshot: changes.Snapshot, *, was_committed: bool) -> None:
+    def reloaded(self, now: float, loaded: loading.Loaded, *, was_committed: bool) -> None:
         """This is committed. Go on from there."""
         before = self._mirror.jobs
         attempts_before = self._mirror.attempts
@@ -328,15 +328,11 @@ class Commits:
         self._outbox.flying = ()
         self._execution.ends_in_flight = frozenset()
         self._is_reload_due = False
-        self._mirror.load(now, wall, snapshot)
+        self._mirror.begin_from(loaded)
         self._reclaim.loaded(now)
         self._outbox.nodes.update(dict.fromkeys(self._mirror.nodes))
         after = self._mirror.jobs
-        self._out.extend(
-            effects.Changed(job_id)
-            for job_id in dict.fromkeys([*before, *after])
-            if before.get(job_id) != after.get(job_id)
-        )
+        self._out.extend(map(effects.Changed, loaded.changed))
         self._outbox.ends.clear()
         for attempt in attempts_before.values():
             self._still_live_or_released(attempt)

@@ -6,7 +6,7 @@ shell
 1. calls `restore` first, with what Postgres knows, then `node_seen` for every node;
 2. after every event executes `take_effects`, in order, before it gives the next event;
 3. commits each batch that `take_batch` gives, then calls `batch_done`; of one whose fate it does not know it
-   calls `batch_lost`, reads the ledger anew and calls `reloaded`. The same on the effect `Reload`;
+   calls `batch_lost`, reads the ledger anew, calls `prepare` and `reloaded`. The same on the effect `Reload`;
 4. calls `tick` at `next_deadline` at the latest.
 
 Everything is answered and dispatched from what is committed: a request changes nothing here before its batch is
@@ -23,6 +23,7 @@ from leasehold.core.job import (
     effects,
     execution,
     holders,
+    loading,
     mirror,
     model,
     outbox,
@@ -77,12 +78,13 @@ class JobMachine:
     def restore(self, now: float, wall: float, snapshot: changes.Snapshot) -> None:
         """Begin with what is committed.
 
-        What runs is UNKNOWN until its node's agent tells of it. Every external holder has a whole TTL, and
-        within the first one nothing is given up for silence.
+        Nobody else has this machine yet, so another thread may do it. What runs is UNKNOWN until its node's
+        agent tells of it. Every external holder has a whole TTL, and within the first one nothing is given up
+        for silence.
         """
         self._now = now
         self.reclaim.restore(now, is_breaker_open=snapshot.is_breaker_open)
-        self.mirror.load(now, wall, snapshot)
+        self.mirror.begin_from(self.mirror.prepare(now, wall, snapshot))
         self.reclaim.loaded(now)
         for attempt in self.mirror.attempts.values():
             if attempt.is_external:
@@ -151,7 +153,7 @@ class JobMachine:
         job = model.JobRecord(
             job_id=self._new_id(), spec=spec, state=JobState.PENDING, submit_time_seconds=wall
         )
-        return self.mirror.scheduler.rehearse(mirror.waiting(job, now, wall), now)
+        return self.mirror.scheduler.rehearse(loading.waiting(job, now, wall), now)
 
     def cancel(self, now: float, job_id: str, actor: str) -> int:
         """Cancel a job in line, or have one that runs end. The answer: None.
@@ -336,12 +338,18 @@ class JobMachine:
         self._now = now
         self._commits.lost()
 
-    def reloaded(
-        self, now: float, wall: float, snapshot: changes.Snapshot, was_committed: bool = False
-    ) -> None:
+    def prepare(self, now: float, wall: float, snapshot: changes.Snapshot) -> loading.Loaded:
+        """Read, for `reloaded`, what is committed: nearly all of the work of it, a second for 100,000 jobs.
+
+        Changes nothing, and reads nothing but what batches change, of which none is under way; so another
+        thread may do it while events go on.
+        """
+        return self.mirror.prepare(now, wall, snapshot)
+
+    def reloaded(self, now: float, loaded: loading.Loaded, was_committed: bool = False) -> None:
         """What is committed, read anew; `was_committed`: the batch that was in flight is."""
         self._now = now
-        self._commits.reloaded(now, wall, snapshot, was_committed=was_committed)
+        self._commits.reloaded(now, loaded, was_committed=was_committed)
 
     def take_effects(self) -> list[effects.Effect]:
         """What is to be done, in order; each is given out once."""

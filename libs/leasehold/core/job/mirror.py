@@ -6,17 +6,14 @@ Nothing here is changed by what is only asked for.
 from collections import Counter
 from dataclasses import replace
 
-from leasehold.core.job import attempts, changes, model, nodes
-from leasehold.core.job.model import AttemptPhase, JobState
+from leasehold.core.job import attempts, changes, loading, model, nodes
+from leasehold.core.job.model import JobState
 from leasehold.core.placement import model as placement
 from leasehold.core.placement import scheduler
 
-#: A job's start and stop take so long at most, beside its `max_run`.
-START_AND_STOP_SECONDS = 90.0
-
 
 class Mirror:
-    """Filled by `load`; each other method applies one committed change."""
+    """Filled by `begin_from`; each other method applies one committed change."""
 
     def __init__(self, *, ageing_seconds: float) -> None:
         self._ageing_seconds = ageing_seconds
@@ -31,45 +28,30 @@ class Mirror:
         #: A plan may differ from the last one.
         self.is_changed = True
 
-    def load(self, now: float, wall: float, snapshot: changes.Snapshot) -> None:
-        """Begin anew from a snapshot; what is known of nodes and attempts that are live still is kept."""
+    def prepare(self, now: float, wall: float, snapshot: changes.Snapshot) -> loading.Loaded:
+        """Read a snapshot for `begin_from`. Changes nothing here."""
+        return loading.Loaded(now, wall, snapshot, ageing_seconds=self._ageing_seconds, before=self.jobs)
+
+    def begin_from(self, loaded: loading.Loaded) -> None:
+        """Begin anew; what is known of nodes and attempts that are live still is kept."""
         known = self.attempts
-        self.scheduler = scheduler.Scheduler(ageing_seconds=self._ageing_seconds)
-        self.jobs, self.attempts = {}, {}
-        self.pending.clear()
-        self.running.clear()
+        self.scheduler = loaded.scheduler
+        self.jobs, self.attempts = loaded.jobs, loaded.attempts
+        self.pending, self.running = loaded.pending, loaded.running
         for node in self.nodes.values():
             node.boot_key, node.declared, node.used = "", nodes.NOTHING, nodes.NOTHING
             node.jobs.clear()
-        for queue in snapshot.queues:
-            self.scheduler.put_queue(queue)
-        for capacity in snapshot.capacities:
+        for capacity in loaded.capacities:
             node = self.node(capacity.node)
             node.boot_key, node.declared, node.used = capacity.boot_id, capacity.declared, capacity.used
-        for job in snapshot.jobs:
-            self.jobs[job.job_id] = job
-            if job.state is JobState.RUNNING and job.allocation is not None:
-                self._load_running(now, wall, job, job.allocation, known.get(job.job_id))
-            else:
-                self._wait(job, now, wall)
+        for job_id, attempt in self.attempts.items():
+            before = known.get(job_id)
+            if before is not None and before.ref == attempt.ref:
+                attempt = self.attempts[job_id] = before
+            self.node(attempt.node).jobs.add(job_id)
         # Last, since `started` counts what is in use already.
         for name in self.nodes:
             self.put_node(name)
-
-    def _load_running(
-        self,
-        now: float,
-        wall: float,
-        job: model.JobRecord,
-        row: model.AllocationRecord,
-        known: attempts.Attempt | None,
-    ) -> None:
-        if known is None or known.ref != row.ref:
-            known = attempts.Attempt(row.ref, job.spec, row.node, row.boot_id, row.held, row.queue)
-            if not known.is_external:
-                known.phase = AttemptPhase.UNKNOWN
-        elapsed = max(0.0, wall - (job.start_time_seconds or wall))
-        self._start(job, known, now - elapsed)
 
     def node(self, name: str) -> nodes.NodeLife:
         """A node, made known if it is not."""
@@ -95,7 +77,7 @@ class Mirror:
     def _wait(self, job: model.JobRecord, now: float, wall: float) -> None:
         self.is_changed = True
         self.pending[job.spec.queue] += 1
-        self.scheduler.add(waiting(job, now, wall))
+        self.scheduler.add(loading.waiting(job, now, wall))
 
     def allocated(
         self, change: changes.Allocate, planned_at: float, flush_seq: int, time_seconds: float
@@ -139,15 +121,7 @@ class Mirror:
         self.attempts[job.job_id] = attempt
         self.node(attempt.node).jobs.add(job.job_id)
         self.running[job.spec.queue] += 1
-        self.scheduler.started(
-            placement.Running(
-                job_id=job.job_id,
-                node=attempt.node,
-                queue=attempt.queue,
-                held=attempt.held,
-                ends_by=_ends_by(job.spec, started_at),
-            )
-        )
+        self.scheduler.started(loading.running(job, attempt, started_at))
 
     def ended(
         self, change: changes.EndAttempt, now: float, wall: float, flush_seq: int, time_seconds: float
@@ -211,26 +185,3 @@ class Mirror:
     def has_unheard_room(self, required: placement.Resources) -> bool:
         """Whether a node that this leader has not heard of yet, so whose labels it cannot know, might do."""
         return any(node.facts is None and node.declared.holds(required) for node in self.nodes.values())
-
-
-def waiting(job: model.JobRecord, now: float, wall: float) -> placement.Waiting:
-    """A pending job, as placement sees it."""
-    not_before = float("-inf")
-    if job.not_before_seconds is not None:
-        not_before = now + job.not_before_seconds - wall
-    return placement.Waiting(
-        job_id=job.job_id,
-        shape=job.spec.shape,
-        queue=job.spec.queue,
-        priority=job.spec.priority,
-        submit_time_seconds=job.submit_time_seconds,
-        max_run_seconds=_ends_by(job.spec, 0.0),
-        not_before=not_before,
-    )
-
-
-def _ends_by(spec: model.JobSpec, started_at: float) -> float | None:
-    # Nobody ends what runs elsewhere.
-    if spec.max_run_seconds is None or not spec.template:
-        return None
-    return started_at + spec.max_run_seconds + START_AND_STOP_SECONDS

@@ -44,17 +44,29 @@ SELECT node, boot_id, declared_cpus, declared_memory_bytes, gated_cpus, gated_me
 FROM node_capacity
 ORDER BY node;
 
--- live_jobs: Pending and running, with the live row of each that has one.
-SELECT j.job_id::text, j.name, j.queue, j.priority, j.required_cpus, j.required_memory_bytes, j.spec, j.state,
+-- allow_parts: In this transaction a statement, or a pause between two, may take so long.
+SELECT set_config(name, %(milliseconds)s, true)
+FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout']) AS name;
+
+-- pending_jobs: Their specs as text, since most are like others.
+SELECT job_id::text, name, queue, priority, required_cpus, required_memory_bytes, spec::text, state, attempt,
+    failures, principal, extract(epoch FROM submit_time)::float8 AS submit_time,
+    extract(epoch FROM start_time)::float8 AS start_time,
+    extract(epoch FROM not_before_time)::float8 AS not_before_time, is_cancel_requested, outcome
+FROM job
+WHERE state = 'PENDING';
+
+-- running_jobs: As `pending_jobs`, with the live row of each.
+SELECT j.job_id::text, j.name, j.queue, j.priority, j.required_cpus, j.required_memory_bytes, j.spec::text, j.state,
     j.attempt, j.failures, j.principal, extract(epoch FROM j.submit_time)::float8 AS submit_time,
-    extract(epoch FROM j.start_time)::float8 AS start_time, extract(epoch FROM j.end_time)::float8 AS end_time,
+    extract(epoch FROM j.start_time)::float8 AS start_time,
     extract(epoch FROM j.not_before_time)::float8 AS not_before_time, j.is_cancel_requested, j.outcome,
     a.attempt AS row_attempt, a.node, a.boot_id, a.queue AS row_queue, a.allocated_cpus, a.allocated_memory_bytes,
     a.alloc_seq, NULL::bigint AS release_seq, extract(epoch FROM a.allocated_time)::float8 AS allocated_time,
     NULL::float8 AS released_time
 FROM job AS j
 LEFT JOIN resource_allocation_live AS a ON a.job_id = j.job_id
-WHERE j.state IN ('PENDING', 'RUNNING');
+WHERE j.state = 'RUNNING';
 
 -- list_jobs: Newest first, with the last row of each; NULL filters mean all.
 --
