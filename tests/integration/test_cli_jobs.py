@@ -87,6 +87,18 @@ def test_a_job_that_fails_shows_the_end_of_its_log_and_is_1(scene: Scene) -> Non
     assert err == "  | one\n  | two\n"
 
 
+def test_a_job_that_its_host_refuses_says_why_and_has_no_log(scene: Scene) -> None:
+    def refuse() -> None:
+        scene.fake.until(lambda: bool(scene.fake.asked(wire.WatchJobRequest)))
+        scene.fake.end(scene.fake.only(), "FAILED", "REFUSED", 0)
+
+    code, out, err = scene.while_asking(refuse, *SUBMIT)
+
+    assert code == 1
+    assert "failed: refused" in out
+    assert err == ""
+
+
 def test_a_job_that_is_not_placed_in_time_is_cancelled_and_2(scene: Scene) -> None:
     scene.fake.is_placing = False
     code, _, err = scene.ask(*SUBMIT, "--place-within", "100ms")

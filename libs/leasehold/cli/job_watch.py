@@ -153,7 +153,9 @@ class Watch:
         if job["outcome"] is not None and how != "completed":
             how += f": {job_tables.ending(job['outcome'])}"
         self._say(f"{how} after {node_tables.duration(time.monotonic() - self._begun)}")
-        if job["state"] == "failed" and job["spec"]["template"]:
+        # What its host refused has not run, and wrote nothing.
+        is_refused = job["outcome"] is not None and job["outcome"]["cause"] == "refused"
+        if job["state"] == "failed" and job["spec"]["template"] and not is_refused:
             self._tail()
 
     def _tail(self) -> None:
