@@ -173,16 +173,3 @@ async def test_no_address_is_refused_by_name() -> None:
     with pytest.raises(errors.InvalidArgument) as refusal:
         connect()
     assert refusal.value.field == "address"
-
-
-async def test_the_blocking_face_makes_one_call(fleet: Fleet) -> None:
-    allocator, address = await fleet.add()
-
-    def method(client: grpc.aio.Channel) -> Any:
-        return budget_service_pb2_grpc.BudgetServiceStub(client).GetBudget
-
-    answer = await asyncio.to_thread(
-        leader.call_leader, [address], method, budget_service_pb2.GetBudgetRequest(name="openai")
-    )
-    assert answer == budget_service_pb2.GetBudgetResponse()
-    assert allocator.calls == 1

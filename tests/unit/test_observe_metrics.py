@@ -76,16 +76,6 @@ def test_too_many_label_values_share_one_series() -> None:
     assert lines[-1] == 'a_total{holder="_other"} 3000'
 
 
-def test_a_gauge_is_read_when_it_is_asked_for_and_a_broken_one_hides_no_other() -> None:
-    registry = metrics.Registry()
-    queue = [1, 2, 3]
-    registry.gauge("a_queue", "A.").labels().read_from(lambda: len(queue))
-    registry.gauge("b_broken", "B.").labels().read_from(lambda: 1 / 0)
-    queue.append(4)
-    assert "a_queue 4\n" in registry.expose()
-    assert "b_broken NaN\n" in registry.expose()
-
-
 def test_numbers_are_written_as_prometheus_writes_them() -> None:
     registry = metrics.Registry()
     gauge = registry.gauge("a", "A.", ["n"])

@@ -55,14 +55,13 @@ class CounterSeries:
 
 
 class GaugeSeries:
-    """A number that goes up and down, set by hand or read from a function when it is asked for."""
+    """A number that goes up and down, set by hand."""
 
-    __slots__ = ("_function", "_lock", "_value")
+    __slots__ = ("_lock", "_value")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._value = 0.0
-        self._function: Callable[[], float] | None = None
 
     def set(self, value: float) -> None:
         """Set the value."""
@@ -73,19 +72,10 @@ class GaugeSeries:
         with self._lock:
             self._value += amount
 
-    def read_from(self, function: Callable[[], float]) -> None:
-        """Ask `function` at each exposition; one that raises gives NaN."""
-        self._function = function
-
     @property
     def value(self) -> float:
         """The present value."""
-        if self._function is None:
-            return self._value
-        try:
-            return float(self._function())
-        except Exception:  # noqa: BLE001  one broken gauge must not hide all other metrics
-            return math.nan
+        return self._value
 
     def lines(self, labels: str) -> _Lines:
         """What Prometheus is told."""

@@ -147,14 +147,6 @@ class MemoryStore:
         except KeyError:
             raise rules.no_such_budget(name) from None
 
-    async def list_budgets(self, *, page_size: int = 100, after_name: str = "") -> port.Page[port.StoredBudget]:
-        """As `port.Store.list_budgets`."""
-        rules.checked_page_size(page_size)
-        if after_name:
-            model.checked_budget_name(after_name, field_name="after_name")
-        following = [stored for stored in await self.all_budgets() if stored.spec.name > after_name]
-        return _page(following, page_size)
-
     async def all_budgets(self) -> tuple[port.StoredBudget, ...]:
         """As `port.Store.all_budgets`."""
         self._reach()

@@ -215,9 +215,6 @@ class Store(Protocol):
     async def get_budget(self, name: str) -> StoredBudget:
         """The budget of that name; raises `NotFound`."""
 
-    async def list_budgets(self, *, page_size: int = 100, after_name: str = "") -> Page[StoredBudget]:
-        """Budgets in the order of names (by code point), beginning after `after_name`."""
-
     async def all_budgets(self) -> tuple[StoredBudget, ...]:
         """Every budget, in the order of names, as of one instant."""
 

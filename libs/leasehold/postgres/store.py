@@ -137,29 +137,10 @@ class PostgresStore:
             raise rules.no_such_budget(name)
         return rowmap.stored_budget(row)
 
-    async def list_budgets(self, *, page_size: int = 100, after_name: str = "") -> port.Page[port.StoredBudget]:
-        """As `port.Store.list_budgets`."""
-        rules.checked_page_size(page_size)
-        if after_name:
-            model.checked_budget_name(after_name, field_name="after_name")
-        limit = page_size + 1
-        found: list[port.StoredBudget] = []
-        async with self._database.transaction() as cursor:
-            # Once, unless some that cannot be read leave the page short.
-            while len(found) < limit:
-                parameters = {"after_name": after_name, "limit": limit}
-                await cursor.execute(_BUDGET["list_budgets"], parameters)
-                rows = await cursor.fetchall()
-                found += rowmap.readable_budgets(rows)
-                if len(rows) < limit:
-                    break
-                after_name = rows[-1]["name"]
-        return port.Page(tuple(found[:page_size]), has_more=len(found) > page_size)
-
     async def all_budgets(self) -> tuple[port.StoredBudget, ...]:
         """As `port.Store.all_budgets`."""
         async with self._database.transaction() as cursor:
-            await cursor.execute(_BUDGET["list_budgets"], {"after_name": "", "limit": None})
+            await cursor.execute(_BUDGET["all_budgets"])
             return rowmap.readable_budgets(await cursor.fetchall())
 
     async def delete_budget(

@@ -208,20 +208,3 @@ def _hint(error: errors.Unavailable) -> str:
     except errors.InvalidArgument:
         return ""
     return error.leader_address
-
-
-def call_leader(
-    servers: Sequence[str],
-    method: Unary[Request, Response],
-    request: Request,
-    *,
-    timeout_seconds: float = 10.0,
-    tls_files: tls.TlsFiles | None = None,
-) -> Response:
-    """`LeaderChannel.call` once, blocking: for a command that makes one call. Not from inside an event loop."""
-
-    async def run() -> Response:
-        async with LeaderChannel(servers, tls_files=tls_files) as leader:
-            return await leader.call(method, request, timeout_seconds=timeout_seconds)
-
-    return asyncio.run(run())

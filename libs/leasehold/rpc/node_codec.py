@@ -46,24 +46,6 @@ def decode_registration(message: wire.NodeRegistration) -> registry_model.Regist
     )
 
 
-def encode_registration(registration: registry_model.Registration) -> wire.NodeRegistration:
-    """The message."""
-    message = wire.NodeRegistration(
-        name=registration.name,
-        node_id=registration.node_id,
-        incarnation=registration.incarnation,
-        boot_id=registration.boot_id,
-        pid_namespace=registration.pid_namespace,
-        resources=encode_resources(registration),
-        labels=registration.labels,
-        job_templates=sorted(registration.job_templates),
-    )
-    if registration.job_cpus or registration.job_memory_bytes:
-        message.job_resources.cpus = registration.job_cpus
-        message.job_resources.memory_bytes = registration.job_memory_bytes
-    return message
-
-
 def encode_resources(registration: registry_model.Registration) -> node_pb2.NodeResources:
     """The resources that a registration tells."""
     return node_pb2.NodeResources(cpus=registration.cpus, memory_bytes=registration.memory_bytes)

@@ -6,8 +6,6 @@ Rule (design: budget leases, section 1): free + in use + cooling = what the hold
 
 from collections.abc import Iterator
 
-from leasehold.core.budget import quantity
-
 #: A cooling window is kept in so many buckets; a spent unit returns at the end of its bucket, so at most
 #: 1/512 of the window late and never early.
 BUCKETS = 512
@@ -360,11 +358,6 @@ class RateStock:
         assert returning == self.returning, "returning is the sum of its buckets"
         assert min(self._returning) >= 0, "nothing returns twice"
         assert 0 <= self.owed <= max(0, self.in_use), "owed is part of in use"
-
-
-def whole_units(micros: int) -> int:
-    """Whole units in `micros`, rounded down."""
-    return micros // quantity.MICRO
 
 
 def merge_parts(

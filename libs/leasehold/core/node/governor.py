@@ -221,11 +221,6 @@ class Governor:
         """Whether no workers are wanted."""
         return self._is_draining
 
-    @property
-    def pressure_level(self) -> pressure.Pressure:
-        """How hard the host is pressed for memory."""
-        return self._pressure.level
-
     # Checks
 
     def _check(self, now: float, trigger: str) -> None:

@@ -3,12 +3,10 @@ SELECT name, definition, version, update_time
 FROM budget
 WHERE name = %(name)s;
 
--- list_budgets: A page, in the order of names. A limit of null: all.
+-- all_budgets: Every one, in the order of names.
 SELECT name, definition, version, update_time
 FROM budget
-WHERE name > %(after_name)s
-ORDER BY name
-LIMIT %(limit)s;
+ORDER BY name;
 
 -- put_budget: Create, or replace and count the change.
 INSERT INTO budget (name, definition, version, update_time)
