@@ -26,10 +26,10 @@ async def live_jobs(connection: database.Connection) -> tuple[model.JobRecord, .
     """
     decoder = job_rows.LiveJobs()
     found: list[model.JobRecord] = []
-    for statement in ("pending_jobs", "running_jobs"):
-        async with connection.cursor(name=statement) as cursor:
+    for name, statement in (("pending", _SQL["pending_jobs"]), ("running", _SQL["running_jobs"])):
+        async with connection.cursor(name=name) as cursor:
             # Binary: its numbers need no parsing.
-            await cursor.execute(_SQL[statement], binary=True)
+            await cursor.execute(statement, binary=True)
             part = await cursor.fetchmany(PART_ROWS)
             while part:
                 decoded, part = await asyncio.gather(
