@@ -656,6 +656,16 @@ def test_an_acquire_whose_caller_hung_up_leaves_the_line_unless_another_waits(re
     assert reign.machine.pending_count == 0
 
 
+def test_a_submit_and_an_acquire_under_one_key_in_the_same_breath_are_one_job(reign: Reign) -> None:
+    acquired = reign.acquire(request=KEY.request_id)
+    submitted = reign.submit(model.JobSpec(required=placement.Resources(1, 1)), key=KEY)
+    reign.flush()
+
+    (verdict,) = reign.answers[submitted].value
+    assert verdict.job_id == reign.answers[acquired].value.allocation.ref.job_id
+    assert list(reign.ledger.jobs) == list(reign.machine.mirror.jobs) == [verdict.job_id]
+
+
 def test_who_asks_again_before_the_cancel_is_committed_waits_on(reign: Reign) -> None:
     ref = reign.run(cpus=4)
     first = reign.acquire(wait=60.0)

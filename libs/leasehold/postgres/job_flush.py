@@ -5,11 +5,10 @@ number; the others changed nothing.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from leasehold.core import epoch as epochs
 from leasehold.core.job import changes, model
-from leasehold.postgres import database, job_rows, queries, rowmap, writes
+from leasehold.postgres import columns, database, job_rows, queries, rowmap, writes
 
 _SQL = queries.load("job_flush.sql")
 
@@ -35,7 +34,7 @@ async def flush(
     allocations = await _allocate(cursor, epoch, batch.allocations, flush_seq)
     changed = sorted({change.node for change in batch.capacities} | over)
     if changed:
-        await cursor.execute(_SQL["log_capacities"], {"nodes": changed, "flush_seq": flush_seq})
+        await cursor.execute(_SQL["log_capacities"], {"nodes": columns.texts(changed), "flush_seq": flush_seq})
     return changes.BatchResult(
         flush_seq=flush_seq,
         time_seconds=fence["time_seconds"],
@@ -74,7 +73,9 @@ async def release_ended(cursor: database.Cursor, epoch: epochs.Epoch) -> int | N
     over = await _lock(cursor, changes.Batch(batch_id="-", ends=ends))
     released = await _end(cursor, epoch, ends, fence["flush_seq"])
     if over:
-        await cursor.execute(_SQL["log_capacities"], {"nodes": sorted(over), "flush_seq": fence["flush_seq"]})
+        await cursor.execute(
+            _SQL["log_capacities"], {"nodes": columns.texts(sorted(over)), "flush_seq": fence["flush_seq"]}
+        )
     return released.count(changes.Verdict.APPLIED)
 
 
@@ -89,11 +90,11 @@ async def kept_answers(
     return {kept.key: kept for kept in found}
 
 
-def _key_columns(keys: Sequence[changes.RequestKey]) -> dict[str, list[Any]]:
+def _key_columns(keys: Sequence[changes.RequestKey]) -> dict[str, str]:
     return {
-        "principals": [key.principal for key in keys],
-        "request_ids": [key.request_id for key in keys],
-        "chunks": [key.chunk for key in keys],
+        "principals": columns.texts([key.principal for key in keys]),
+        "request_ids": columns.texts([key.request_id for key in keys]),
+        "chunks": columns.numbers(key.chunk for key in keys),
     }
 
 
@@ -115,7 +116,9 @@ async def _lock(cursor: database.Cursor, batch: changes.Batch) -> set[str]:
     ends = [change.ref.job_id for change in batch.ends]
     if not nodes and not ends:
         return set()
-    await cursor.execute(_SQL["lock_nodes"], {"nodes": sorted(nodes), "job_ids": ends})
+    await cursor.execute(
+        _SQL["lock_nodes"], {"nodes": columns.texts(sorted(nodes)), "job_ids": columns.texts(ends)}
+    )
     found = await cursor.fetchall()
     return {row["node"] for row in found if row["is_over"]} if ends else set()
 
@@ -129,12 +132,14 @@ async def _end(
         _SQL["end_attempts"],
         {
             "flush_seq": flush_seq,
-            "job_ids": [end.ref.job_id for end in ends],
-            "attempts": [end.ref.attempt for end in ends],
-            "outcomes": [job_rows.encoded(job_rows.outcome_document(end.outcome)) for end in ends],
-            "states": [end.next_state.value for end in ends],
-            "are_failures": [end.is_failure for end in ends],
-            "not_befores": [end.not_before_seconds for end in ends],
+            "job_ids": columns.texts([end.ref.job_id for end in ends]),
+            "attempts": columns.numbers(end.ref.attempt for end in ends),
+            "outcomes": columns.texts(
+                [job_rows.encoded(job_rows.outcome_document(end.outcome)) for end in ends]
+            ),
+            "states": columns.texts([end.next_state.value for end in ends]),
+            "are_failures": columns.booleans(end.is_failure for end in ends),
+            "not_befores": columns.numbers(end.not_before_seconds for end in ends),
         },
     )
     verdicts = _verdicts(len(ends), await _numbers(cursor))
@@ -156,7 +161,7 @@ async def _end(
 async def _cancel(cursor: database.Cursor, epoch: epochs.Epoch, cancels: Sequence[changes.Cancel]) -> _Verdicts:
     if not cancels:
         return ()
-    await cursor.execute(_SQL["cancel_jobs"], {"job_ids": [cancel.job_id for cancel in cancels]})
+    await cursor.execute(_SQL["cancel_jobs"], {"job_ids": columns.texts([cancel.job_id for cancel in cancels])})
     verdicts = _verdicts(len(cancels), await _numbers(cursor))
     for cancel, verdict in zip(cancels, verdicts, strict=True):
         if verdict is changes.Verdict.APPLIED:
@@ -178,13 +183,13 @@ async def _change_queue(
 ) -> changes.Verdict:
     if isinstance(change, changes.PutQueue):
         queue = change.queue
-        columns = {
+        row = {
             "name": queue.name,
             "nominal_cpus": queue.nominal_cpus,
             "nominal_memory_bytes": queue.nominal_memory_bytes,
         }
-        await cursor.execute(_SQL["put_queue"], columns)
-        method, name, after = "PutQueue", queue.name, {**columns}
+        await cursor.execute(_SQL["put_queue"], row)
+        method, name, after = "PutQueue", queue.name, {**row}
     else:
         await cursor.execute(_SQL["delete_queue"], {"name": change.name})
         if not cursor.rowcount:
@@ -209,10 +214,10 @@ async def _put_capacities(cursor: database.Cursor, capacities: Sequence[changes.
     await cursor.execute(
         _SQL["put_capacities"],
         {
-            "nodes": [change.node for change in capacities],
-            "boot_ids": [change.boot_id for change in capacities],
-            "cpus": [change.declared.cpus for change in capacities],
-            "memory_bytes": [change.declared.memory_bytes for change in capacities],
+            "nodes": columns.texts([change.node for change in capacities]),
+            "boot_ids": columns.texts([change.boot_id for change in capacities]),
+            "cpus": columns.numbers(change.declared.cpus for change in capacities),
+            "memory_bytes": columns.numbers(change.declared.memory_bytes for change in capacities),
         },
     )
     return (changes.Verdict.APPLIED,) * len(capacities)
@@ -222,18 +227,22 @@ async def _keep(
     cursor: database.Cursor, answers: Sequence[changes.KeepAnswer]
 ) -> tuple[dict[changes.RequestKey, changes.KeepAnswer], frozenset[str]]:
     """Keep first answers; those that were kept before, and the jobs of requests that are repeats."""
-    kept = await kept_answers(cursor, [answer.key for answer in answers])
-    fresh = [answer for answer in answers if answer.key not in kept]
-    if fresh:
-        await cursor.execute(
-            _SQL["keep_answers"],
-            {
-                **_key_columns([answer.key for answer in fresh]),
-                "payloads": [answer.payload_sha256 for answer in fresh],
-                "answers": [job_rows.encoded(answer.answer) for answer in fresh],
-            },
-        )
-    return kept, frozenset(job_id for answer in answers if answer.key in kept for job_id in answer.job_ids)
+    if not answers:
+        return {}, frozenset()
+    await cursor.execute(
+        _SQL["keep_answers"],
+        {
+            **_key_columns([answer.key for answer in answers]),
+            "payloads": columns.octets(answer.payload_sha256 for answer in answers),
+            "answers": columns.texts([job_rows.encoded(answer.answer) for answer in answers]),
+        },
+    )
+    if cursor.rowcount == len(answers):
+        return {}, frozenset()
+    fresh = {job_rows.request_key(row) for row in await cursor.fetchall()}
+    repeats = [answer for answer in answers if answer.key not in fresh]
+    kept = await kept_answers(cursor, [answer.key for answer in repeats])
+    return kept, frozenset(job_id for answer in repeats for job_id in answer.job_ids)
 
 
 async def _submit(
@@ -245,15 +254,15 @@ async def _submit(
     await cursor.execute(
         _SQL["submit_jobs"],
         {
-            "job_ids": [job.job_id for job in jobs],
-            "names": [job.spec.name for job in jobs],
-            "queues": [job.spec.queue for job in jobs],
-            "priorities": [job.spec.priority for job in jobs],
-            "cpus": [job.spec.required.cpus for job in jobs],
-            "memory_bytes": [job.spec.required.memory_bytes for job in jobs],
-            "specs": [job_rows.encoded(job_rows.spec_document(job.spec)) for job in jobs],
-            "principals": [job.principal for job in jobs],
-            "submit_times": [job.submit_time_seconds for job in jobs],
+            "job_ids": columns.texts([job.job_id for job in jobs]),
+            "names": columns.texts([job.spec.name for job in jobs]),
+            "queues": columns.texts([job.spec.queue for job in jobs]),
+            "priorities": columns.numbers(job.spec.priority for job in jobs),
+            "cpus": columns.numbers(job.spec.required.cpus for job in jobs),
+            "memory_bytes": columns.numbers(job.spec.required.memory_bytes for job in jobs),
+            "specs": columns.texts([job_rows.encoded(job_rows.spec_document(job.spec)) for job in jobs]),
+            "principals": columns.texts([job.principal for job in jobs]),
+            "submit_times": columns.numbers(job.submit_time_seconds for job in jobs),
         },
     )
     inserted = {row["job_id"] for row in await cursor.fetchall()}
@@ -273,13 +282,13 @@ async def _allocate(
         {
             "flush_seq": flush_seq,
             "epoch": epoch.encode(),
-            "job_ids": [each.ref.job_id for each in allocations],
-            "attempts": [each.ref.attempt for each in allocations],
-            "nodes": [each.node for each in allocations],
-            "boot_ids": [each.boot_id for each in allocations],
-            "queues": [each.queue for each in allocations],
-            "cpus": [each.held.cpus for each in allocations],
-            "memory_bytes": [each.held.memory_bytes for each in allocations],
+            "job_ids": columns.texts([each.ref.job_id for each in allocations]),
+            "attempts": columns.numbers(each.ref.attempt for each in allocations),
+            "nodes": columns.texts([each.node for each in allocations]),
+            "boot_ids": columns.texts([each.boot_id for each in allocations]),
+            "queues": columns.texts([each.queue for each in allocations]),
+            "cpus": columns.numbers(each.held.cpus for each in allocations),
+            "memory_bytes": columns.numbers(each.held.memory_bytes for each in allocations),
         },
     )
     return _verdicts(len(allocations), await _numbers(cursor))

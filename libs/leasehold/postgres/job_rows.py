@@ -9,6 +9,9 @@ from leasehold.core.job import changes, model
 from leasehold.core.placement import model as placement
 from leasehold.postgres import database
 
+# Made once: `json.dumps` makes one for each document if anything is not its default.
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 
 def spec_document(spec: model.JobSpec) -> dict[str, Any]:
     """What has no column of its own; plain JSON, defaults left out."""
@@ -45,7 +48,7 @@ def outcome_document(outcome: model.Outcome) -> dict[str, Any]:
 
 def encoded(document: Mapping[str, Any]) -> str:
     """JSON that Postgres can store: without a NUL, which its text cannot hold."""
-    return json.dumps(document, separators=(",", ":"))
+    return _ENCODER.encode(document)
 
 
 def job(row: database.Row) -> model.JobRecord:
@@ -176,10 +179,15 @@ def capacity(row: database.Row) -> changes.Capacity:
     )
 
 
+def request_key(row: database.Row) -> changes.RequestKey:
+    """Under what an answer is kept."""
+    return changes.RequestKey(row["principal"], row["request_id"], row["chunk"])
+
+
 def kept_answer(row: database.Row) -> changes.KeepAnswer:
     """A first answer that was kept."""
     return changes.KeepAnswer(
-        key=changes.RequestKey(row["principal"], row["request_id"], row["chunk"]),
+        key=request_key(row),
         payload_sha256=bytes(row["payload_sha256"]),
         answer=row["answer"],
         job_ids=(),

@@ -100,6 +100,7 @@ class RequestKey:
 class KeepAnswer:
     """Keep the first answer to a request. Only if none is kept, else the whole request's submits are STALE.
 
+    A batch has one under a key, no more.
     Where Postgres refuses some of its submits, those are POISON, the others STALE, and no answer is kept.
     """
 

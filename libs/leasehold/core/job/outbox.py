@@ -87,9 +87,15 @@ class Outbox:
             self.by_key[submission.key] = submission
 
     def take_submissions(self, room: int) -> list[Submission]:
-        """Whole requests, as many as there is room for."""
+        """Whole requests, as many as there is room for; none under a key that is among them already."""
         taken: list[Submission] = []
+        keys: set[changes.RequestKey] = set()
         while self.submissions and len(self.submissions[0].jobs) <= room and len(taken) < changes.CHANGES_MAX:
+            key = self.submissions[0].key
+            if key is not None:
+                if key in keys:
+                    break
+                keys.add(key)
             submission = self.submissions.popleft()
             room -= len(submission.jobs)
             taken.append(submission)

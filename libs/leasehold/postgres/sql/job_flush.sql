@@ -180,10 +180,12 @@ FROM job_request AS r
 JOIN unnest(%(principals)s::text[], %(request_ids)s::text[], %(chunks)s::integer[])
     AS w (principal, request_id, chunk) USING (principal, request_id, chunk);
 
--- keep_answers: Of requests that are answered in this batch.
+-- keep_answers: Of requests that are answered in this batch, and were not before; under which keys.
 INSERT INTO job_request (principal, request_id, chunk, payload_sha256, answer, time)
 SELECT w.principal, w.request_id, w.chunk, w.payload_sha256, w.answer, now()
 FROM unnest(
     %(principals)s::text[], %(request_ids)s::text[], %(chunks)s::integer[], %(payloads)s::bytea[],
     %(answers)s::jsonb[]
-) AS w (principal, request_id, chunk, payload_sha256, answer);
+) AS w (principal, request_id, chunk, payload_sha256, answer)
+ON CONFLICT (principal, request_id, chunk) DO NOTHING
+RETURNING principal, request_id, chunk;
