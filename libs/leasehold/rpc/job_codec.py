@@ -3,6 +3,7 @@
 Decoding checks everything that a stranger could have got wrong and raises `InvalidArgument` naming the field.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -19,6 +20,8 @@ ATTEMPT_MAX: Final = 2**31 - 1
 
 _NANOS: Final = 1_000_000_000
 _DEFAULT_RETRY: Final = model.RetryPolicy()
+#: Many jobs have the same.
+_RETRIES_KEPT: Final = 256
 
 Value = TypeVar("Value")
 
@@ -134,10 +137,17 @@ def decode_spec(message: job_pb2.JobSpec) -> model.JobSpec:
 
 
 def _decode_retry(message: job_pb2.RetryPolicy) -> model.RetryPolicy:
-    initial = _optional_seconds(message, "initial_backoff")
-    longest = _optional_seconds(message, "max_backoff")
+    return _retry(
+        message.max_attempts,
+        _optional_seconds(message, "initial_backoff"),
+        _optional_seconds(message, "max_backoff"),
+    )
+
+
+@functools.lru_cache(maxsize=_RETRIES_KEPT)
+def _retry(attempts: int, initial: float | None, longest: float | None) -> model.RetryPolicy:
     return model.RetryPolicy(
-        max_attempts=message.max_attempts or 1,
+        max_attempts=attempts or 1,
         initial_backoff_seconds=_DEFAULT_RETRY.initial_backoff_seconds if initial is None else initial,
         max_backoff_seconds=_DEFAULT_RETRY.max_backoff_seconds if longest is None else longest,
     )

@@ -5,6 +5,7 @@ wall clock seconds since 1970, for people and for retention; no lease is decided
 """
 
 import enum
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ _QUEUE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _LOG_NAME = re.compile(r"job-([0-9a-f-]{36})-([1-9][0-9]{0,9})")
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+#: Many jobs are alike, and share one.
+_SHAPES_KEPT = 4096
 
 
 class JobState(enum.StrEnum):
@@ -138,9 +141,9 @@ def checked_queue_name(name: str, *, field_name: str = "queue") -> str:
     return name
 
 
-def _require(is_right: bool, name: str, allowed: str, found: object) -> None:
-    if not is_right:
-        raise errors.InvalidArgument(f"{name}: {allowed}, not {found!r:.80}", field=name)
+def _wrong(name: str, allowed: str, found: object) -> errors.InvalidArgument:
+    # Made of what is wrong only: a batch has a thousand jobs, and texts cost more than the checks.
+    return errors.InvalidArgument(f"{name}: {allowed}, not {found!r:.80}", field=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +156,14 @@ class RetryPolicy:
     max_backoff_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        _require(1 <= self.max_attempts <= ATTEMPTS_MAX, "retry.max_attempts", "1 to 100", self.max_attempts)
+        if not 1 <= self.max_attempts <= ATTEMPTS_MAX:
+            raise _wrong("retry.max_attempts", f"1 to {ATTEMPTS_MAX}", self.max_attempts)
         for name, seconds in (
             ("retry.initial_backoff", self.initial_backoff_seconds),
             ("retry.max_backoff", self.max_backoff_seconds),
         ):
-            _require(0.0 < seconds <= BACKOFF_SECONDS_MAX, name, "above 0 and at most a day", seconds)
+            if not 0.0 < seconds <= BACKOFF_SECONDS_MAX:
+                raise _wrong(name, "above 0 and at most a day", seconds)
 
     def backoff_seconds(self, failures: int) -> float:
         """How long to wait after `failures` ends, 1 or more: doubled with each, bounded."""
@@ -187,65 +192,61 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         cpus, memory_bytes = self.required
-        _require(1 <= cpus <= CPUS_MAX, "required_cpus", f"1 to {CPUS_MAX}", cpus)
-        _require(
-            1 <= memory_bytes <= MEMORY_BYTES_MAX,
-            "required_memory_bytes",
-            f"1 to {MEMORY_BYTES_MAX}",
-            memory_bytes,
-        )
-        _require(
-            len(self.name) <= NAME_LENGTH_MAX and (not self.name or self.name.isprintable()),
-            "name",
-            f"at most {NAME_LENGTH_MAX} printable characters",
-            self.name,
-        )
+        if not 1 <= cpus <= CPUS_MAX:
+            raise _wrong("required_cpus", f"1 to {CPUS_MAX}", cpus)
+        if not 1 <= memory_bytes <= MEMORY_BYTES_MAX:
+            raise _wrong("required_memory_bytes", f"1 to {MEMORY_BYTES_MAX}", memory_bytes)
+        if len(self.name) > NAME_LENGTH_MAX or not self.name.isprintable():
+            raise _wrong("name", f"at most {NAME_LENGTH_MAX} printable characters", self.name)
         checked_queue_name(self.queue)
-        _require(abs(self.priority) <= PRIORITY_MAX, "priority", "-1000 to 1000", self.priority)
-        _check_selector(self.node_selector)
+        if abs(self.priority) > PRIORITY_MAX:
+            raise _wrong("priority", f"-{PRIORITY_MAX} to {PRIORITY_MAX}", self.priority)
+        if self.node_selector:
+            _check_selector(self.node_selector)
         if self.template:
             checked_queue_name(self.template, field_name="template")
-        _check_parameters(self.parameters)
-        if self.max_run_seconds is not None:
-            _require(
-                0.0 < self.max_run_seconds <= RUN_SECONDS_MAX,
-                "max_run",
-                "above 0 s, at most 366 days",
-                self.max_run_seconds,
-            )
-        _require(
-            self.on_lost is not OnLost.AFTER_FENCE or self.max_run_seconds is not None or not self.template,
-            "on_lost",
-            "after_fence needs max_run, which its host enforces",
-            self.on_lost.value,
-        )
+        if self.parameters:
+            _check_parameters(self.parameters)
+        if self.max_run_seconds is not None and not 0.0 < self.max_run_seconds <= RUN_SECONDS_MAX:
+            raise _wrong("max_run", "above 0 s, at most 366 days", self.max_run_seconds)
+        if self.on_lost is OnLost.AFTER_FENCE and self.max_run_seconds is None and self.template:
+            raise _wrong("on_lost", "after_fence needs max_run, which its host enforces", self.on_lost.value)
 
     @property
     def shape(self) -> placement.Shape:
         """What decides where it fits."""
-        return placement.Shape(
-            required=self.required,
-            selector=tuple(sorted(self.node_selector.items())),
-            template=self.template,
-            spreading=self.spreading,
-        )
+        selector = tuple(sorted(self.node_selector.items())) if self.node_selector else ()
+        return _shape(self.required, selector, self.template, self.spreading)
+
+
+@functools.lru_cache(maxsize=_SHAPES_KEPT)
+def _shape(
+    required: placement.Resources,
+    selector: tuple[tuple[str, str], ...],
+    template: str,
+    spreading: placement.Spreading,
+) -> placement.Shape:
+    return placement.Shape(required=required, selector=selector, template=template, spreading=spreading)
 
 
 def _check_selector(selector: Mapping[str, str]) -> None:
-    _require(len(selector) <= SELECTOR_MAX, "node_selector", f"at most {SELECTOR_MAX} labels", len(selector))
+    if len(selector) > SELECTOR_MAX:
+        raise _wrong("node_selector", f"at most {SELECTOR_MAX} labels", len(selector))
     for key, value in selector.items():
-        is_right = 1 <= len(key) <= LABEL_LENGTH_MAX and key.isprintable()
-        _require(is_right, "node_selector", f"a key has 1 to {LABEL_LENGTH_MAX} printable characters", key)
-        is_right = len(value) <= LABEL_LENGTH_MAX and (not value or value.isprintable())
-        _require(is_right, f"node_selector.{key}", f"at most {LABEL_LENGTH_MAX} printable characters", value)
+        if not (1 <= len(key) <= LABEL_LENGTH_MAX and key.isprintable()):
+            raise _wrong("node_selector", f"a key has 1 to {LABEL_LENGTH_MAX} printable characters", key)
+        if len(value) > LABEL_LENGTH_MAX or not value.isprintable():
+            raise _wrong(f"node_selector.{key}", f"at most {LABEL_LENGTH_MAX} printable characters", value)
 
 
 def _check_parameters(parameters: Mapping[str, str]) -> None:
-    _require(len(parameters) <= PARAMETERS_MAX, "parameters", f"at most {PARAMETERS_MAX}", len(parameters))
+    if len(parameters) > PARAMETERS_MAX:
+        raise _wrong("parameters", f"at most {PARAMETERS_MAX}", len(parameters))
     for key, value in parameters.items():
-        _require(bool(_PARAMETER.fullmatch(key)), "parameters", "a name as `input_file`", key)
-        is_right = len(value) <= PARAMETER_LENGTH_MAX and "\0" not in value
-        _require(is_right, f"parameters.{key}", f"at most {PARAMETER_LENGTH_MAX} characters, no NUL", value)
+        if not _PARAMETER.fullmatch(key):
+            raise _wrong("parameters", "a name as `input_file`", key)
+        if len(value) > PARAMETER_LENGTH_MAX or "\0" in value:
+            raise _wrong(f"parameters.{key}", f"at most {PARAMETER_LENGTH_MAX} characters, no NUL", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
