@@ -30,11 +30,13 @@ class Machine:
         self.line: list[changes.Batch] = []
         self.told: list[Any] = []
         self.is_in_flight = False
+        self.asked_count = 0
 
     def take_batch(self, now: float, wall: float) -> changes.Batch | None:
         if self.is_in_flight or not self.line:
             return None
         self.is_in_flight = True
+        self.asked_count = 0
         return self.line.pop(0)
 
     def batch_done(self, now: float, wall: float, result: changes.BatchResult) -> None:
@@ -145,6 +147,45 @@ async def test_batches_follow_each_other_at_once_and_never_overlap(scene: Scene)
     text = scene.registry.expose()
     assert "leasehold_job_flush_changes_count 3" in text
     assert "leasehold_job_flushes_lost_total 0" in text
+
+
+async def submits_come(scene: Scene, count: int, *, turns: int) -> list[int]:
+    """So many submits, with turns of the loop between them; how many batches there were after each."""
+    batches = []
+    scene.put("a")
+    for number in range(1, count + 1):
+        scene.machine.asked_count = number
+        batches.append(len(scene.store.flushed))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    return batches
+
+
+async def test_submits_in_the_same_breath_are_one_batch(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_flusher, "GATHER_SECONDS_MAX", 60.0)
+
+    assert await submits_come(scene, 20, turns=job_flusher.QUIET_TURNS // 2) == [0] * 20
+    await _until(lambda: scene.store.flushed == ["a"])
+
+
+@pytest.mark.parametrize("asked", [0, changes.CHANGES_MAX])
+async def test_nothing_is_waited_for_without_submits_or_with_a_full_batch(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    monkeypatch.setattr(job_flusher, "QUIET_TURNS", 1_000_000_000)
+    monkeypatch.setattr(job_flusher, "GATHER_SECONDS_MAX", 60.0)
+    scene.machine.asked_count = asked
+    scene.put("a")
+
+    await _until(lambda: scene.store.flushed == ["a"])
+
+
+async def test_submits_without_end_are_not_waited_for_without_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_flusher, "GATHER_SECONDS_MAX", 0.0)
+
+    assert (await submits_come(scene, 10, turns=2))[-1] == 1
 
 
 @pytest.mark.parametrize(("cut", "was_committed"), [("before", False), ("after", True)])

@@ -1,8 +1,9 @@
 """Batches of the jobs' ledger on their way to Postgres: the next begins when the last commit has returned.
 
-There is no timer: whatever has gathered during a commit is the next batch. A batch whose answer was lost is
-looked for in Postgres before anything else happens, and the machine begins again from what is committed; so
-nothing is dispatched, answered or allocated from state that nobody has confirmed.
+There is no timer: whatever has gathered during a commit is the next batch, with the submits that come in the
+same breath. A batch whose answer was lost is looked for in Postgres before anything else happens, and the
+machine begins again from what is committed; so nothing is dispatched, answered or allocated from state that
+nobody has confirmed.
 """
 
 import asyncio
@@ -20,6 +21,10 @@ from leasehold.postgres import job_port
 from leasehold.runtime import garbage
 
 RETRY_SECONDS = 0.5
+#: Turns of the loop without another submit that end the wait for more: a call takes a few to the machine.
+QUIET_TURNS = 16
+#: Of that wait in all, however many come: a commit takes as long.
+GATHER_SECONDS_MAX = 0.01
 
 _log = logs.get_logger(__name__)
 
@@ -78,8 +83,22 @@ class JobFlusher:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            await self._gather(jobs)
             while await self._flush_one(jobs):
-                pass
+                await self._gather(jobs)
+
+    async def _gather(self, jobs: machine.JobMachine) -> None:
+        """Let submits that are on their way to the machine be in the next batch.
+
+        Only while there are some already: nothing else waits for them. With 64 callers a batch has three times
+        as many jobs so; one caller alone waits for idle turns, a quarter of a millisecond.
+        """
+        until = time.perf_counter() + GATHER_SECONDS_MAX
+        waiting, quiet = jobs.asked_count, 0
+        while 0 < waiting < changes.CHANGES_MAX and quiet < QUIET_TURNS and time.perf_counter() < until:
+            await asyncio.sleep(0)
+            before, waiting = waiting, jobs.asked_count
+            quiet = quiet + 1 if waiting == before else 0
 
     async def _keep_breaker(self, jobs: machine.JobMachine) -> None:
         while self._breakers:

@@ -369,6 +369,11 @@ class JobMachine:
         return None if attempt is None else attempt.phase
 
     @property
+    def asked_count(self) -> int:
+        """Jobs that are submitted, and wait for the next batch."""
+        return self.outbox.asked_count
+
+    @property
     def pending_count(self) -> int:
         """Jobs in line."""
         return self.mirror.pending.total()

@@ -86,6 +86,11 @@ class Outbox:
         if submission.key is not None:
             self.by_key[submission.key] = submission
 
+    @property
+    def asked_count(self) -> int:
+        """Jobs of the submissions in line."""
+        return sum(len(each.jobs) for each in self.submissions)
+
     def take_submissions(self, room: int) -> list[Submission]:
         """Whole requests, as many as there is room for; none under a key that is among them already."""
         taken: list[Submission] = []
