@@ -140,6 +140,12 @@ async def _migrated(dsn: str) -> None:
         await schema.migrate()
 
 
+def _wait_for_jobs(plane: harness.Plane) -> None:
+    """Until the leader has read Postgres and takes jobs, which comes after budgets."""
+    with client.connect_blocking(plane.addresses, timeout_seconds=harness.READY_SECONDS) as leasehold:
+        leasehold.jobs.utilization()
+
+
 def _batches(plane: harness.Plane) -> list[harness.Result]:
     batches, rounds = (2, 2) if harness.is_quick() else (BATCHES, ROUNDS)
     specs = jobs(batches * BATCH)
@@ -250,6 +256,7 @@ def _one_by_one(plane: harness.Plane, echo: str) -> harness.Result:
 def run() -> list[harness.Result]:
     """The rows of the table."""
     with harness.control_plane() as plane, harness.child_program("echo_server") as (_, port):
+        _wait_for_jobs(plane)
         return [_one_by_one(plane, f"127.0.0.1:{port}"), *_batches(plane)]
 
 

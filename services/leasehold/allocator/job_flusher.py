@@ -22,7 +22,7 @@ from leasehold.runtime import garbage
 
 RETRY_SECONDS = 0.5
 #: Turns of the loop without another submit that end the wait for more: a call takes a few to the machine.
-QUIET_TURNS = 16
+QUIET_TURNS = 8
 #: Of that wait in all, however many come: a commit takes as long.
 GATHER_SECONDS_MAX = 0.01
 
@@ -90,8 +90,8 @@ class JobFlusher:
     async def _gather(self, jobs: machine.JobMachine) -> None:
         """Let submits that are on their way to the machine be in the next batch.
 
-        Only while there are some already: nothing else waits for them. With 64 callers a batch has three times
-        as many jobs so; one caller alone waits for idle turns, a quarter of a millisecond.
+        Only while there are some already: a batch without submits is not put off. With 64 callers a batch has
+        twice as many jobs so, at a tenth less of processor time a job; one caller waits for idle turns only.
         """
         until = time.perf_counter() + GATHER_SECONDS_MAX
         waiting, quiet = jobs.asked_count, 0
