@@ -50,6 +50,8 @@ async def test_the_leader_tells_its_nodes_and_budgets_and_a_follower_only_that_i
         assert told[f"leasehold_budget_limit_in_force{where}"] == 40
         assert told[f"leasehold_budget_granted{where}"] == 40
         assert told['leasehold_budget_holders{budget="llm"}'] == 1
+        assert told["leasehold_ledger_entries_waiting"] >= 0
+        assert told["leasehold_ledger_entries_lost_total"] == 0
         assert any(series.startswith("grpc_server_handled_total") for series in told)
         assert (await exposed(fleet, follower))["leasehold_allocator_is_leader"] == 0
     await until(lambda: holder.has() == 0, "the holder is gone")

@@ -1,4 +1,4 @@
-"""What an allocator tells Prometheus of its reign: nodes by state, budgets by dimension."""
+"""What an allocator tells Prometheus of its reign: history, budgets by dimension, nodes by state."""
 
 from collections.abc import Iterable
 
@@ -17,6 +17,10 @@ def collect(registry: metrics.Registry, leadership: leaderships.Leadership) -> N
     leads.labels().set(float(is_leading))
     if reign is None or not is_leading:
         return
+    history = registry.gauge("leasehold_ledger_entries_waiting", "Ledger entries that Postgres has not yet")
+    history.labels().set(reign.ledger.backlog_entries)
+    lost = registry.counter("leasehold_ledger_entries_lost_total", "Ledger entries given up: too many waited")
+    lost.labels().add(reign.ledger.lost_total)
     _budgets(registry, reign.core)
     if leadership.jobs is not None:
         job_gauges.collect(registry, leadership.jobs)
