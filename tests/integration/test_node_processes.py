@@ -150,6 +150,7 @@ async def test_a_signal_to_an_old_identity_reaches_nobody(host: Host) -> None:
     assert is_alive(main)
 
 
+@pytest.mark.alone
 async def test_the_death_of_a_worker_is_seen_within_a_tenth_of_a_second(host: Host) -> None:
     delays = []
     for number in range(1, 6):
@@ -160,7 +161,7 @@ async def test_the_death_of_a_worker_is_seen_within_a_tenth_of_a_second(host: Ho
         delays.append(host.ended_at[worker_id] - killed_at)
         assert (worker_exit.cause, worker_exit.signal) == (ExitCause.CRASHED, 9)
 
-    # The machine may be busy with other tests for a moment; the usual delay is what counts.
+    # The machine may be busy with something else for a moment; the usual delay is what counts.
     assert sorted(delays)[len(delays) // 2] < 0.1
 
 
