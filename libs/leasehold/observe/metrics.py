@@ -93,12 +93,12 @@ class HistogramSeries:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count one value, once or more often."""
         place = bisect.bisect_left(self._bounds, value)
         with self._lock:
-            self._counts[place] += 1
-            self._sum += value
+            self._counts[place] += times
+            self._sum += value * times
 
     @property
     def count(self) -> int:

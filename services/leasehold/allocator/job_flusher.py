@@ -31,6 +31,33 @@ _log = logs.get_logger(__name__)
 Value = TypeVar("Value")
 
 
+class _Wakes:
+    """When each batch was first asked for.
+
+    What a batch places follows from what was heard since the batch before it was taken, or from what that one
+    has changed: an end is committed first, and room for others after that.
+    """
+
+    def __init__(self) -> None:
+        self._first_at: float | None = None
+        self._before_at: float | None = None
+        self._last_at = time.perf_counter()
+
+    def woken(self) -> None:
+        """Something was heard."""
+        if self._first_at is None:
+            self._first_at = time.perf_counter()
+
+    def taken(self, *, has_changes: bool) -> float:
+        """A batch is taken; since when its allocations may have been due."""
+        heard_at, self._first_at = self._first_at, None
+        due_at = heard_at if self._before_at is None else self._before_at
+        self._before_at = heard_at if has_changes else None
+        # Without a wake it goes on with what a full batch had no room for.
+        self._last_at = self._last_at if due_at is None else due_at
+        return self._last_at
+
+
 class JobFlusher:
     """Commits for one reign.
 
@@ -59,9 +86,11 @@ class JobFlusher:
         #: In the order of the changes: each leaves its mark in the audit.
         self._breakers: deque[effects.SaveBreaker] = deque()
         self._must_read = False
+        self._wakes = _Wakes()
 
     def wake(self) -> None:
         """There may be something to commit."""
+        self._wakes.woken()
         self._wake.set()
 
     def save_breaker(self, breaker: effects.SaveBreaker) -> None:
@@ -120,6 +149,7 @@ class JobFlusher:
             self._must_read = False
             await self._reload(jobs, was_committed=False)
         batch = jobs.take_batch(self._now(), self._wall())
+        woken_at = self._wakes.taken(has_changes=batch is not None)
         # What was planned, refused or put off with it is to be told, batch or none.
         self._follow_up()
         if batch is None:
@@ -130,7 +160,10 @@ class JobFlusher:
         except errors.PostgresUnavailable as error:
             await self._recover(jobs, batch, error)
             return True
-        self._metrics.flushed(len(batch), time.perf_counter() - begun)
+        now = time.perf_counter()
+        self._metrics.flushed(len(batch), now - begun)
+        if batch.allocations:
+            self._metrics.placed(len(batch.allocations), now - woken_at)
         jobs.batch_done(self._now(), self._wall(), result)
         self._follow_up()
         return True

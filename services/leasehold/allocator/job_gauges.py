@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: Of changes in a batch; it has at most 1,000.
 BATCH_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+#: Of a wake until what was placed on it is committed.
+PLACEMENT_BOUNDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class FlushMetrics:
@@ -22,6 +24,11 @@ class FlushMetrics:
             "leasehold_job_flush_changes", "Changes of one batch", bounds=BATCH_BOUNDS
         ).labels()
         self._seconds = registry.histogram("leasehold_job_flush_seconds", "Time that a batch took").labels()
+        self._placement = registry.histogram(
+            "leasehold_job_placement_seconds",
+            "Of each allocation: since the first event that may have led to it, until it was committed",
+            bounds=PLACEMENT_BOUNDS,
+        ).labels()
         self._lost = registry.counter(
             "leasehold_job_flushes_lost_total", "Batches whose answer never came"
         ).labels()
@@ -34,6 +41,10 @@ class FlushMetrics:
         """A batch was committed."""
         self._size.observe(float(changes))
         self._seconds.observe(seconds)
+
+    def placed(self, allocations: int, seconds: float) -> None:
+        """Allocations were committed, so long after what led to them, at most."""
+        self._placement.observe(seconds, allocations)
 
     def lost(self) -> None:
         """A batch went unanswered."""

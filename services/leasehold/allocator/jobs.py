@@ -299,13 +299,21 @@ class Jobs:
 
     async def _serve(self) -> NoReturn:
         jobs = machine.JobMachine(new_id=new_job_id)
+        begun_at = self.now()
         snapshot = await self._flusher.take_over()
+        read_at = self.now()
         with garbage.put_off():
             # In another thread, for those who need the loop meanwhile, as the election's lease does.
             await asyncio.to_thread(jobs.restore, self.now(), self._wall_clock(), snapshot)
         self._broken = self._loop.create_future()
         self.machine = jobs
-        _log.info("jobs_known", jobs=len(snapshot.jobs), nodes=len(snapshot.capacities))
+        _log.info(
+            "jobs_known",
+            jobs=len(snapshot.jobs),
+            nodes=len(snapshot.capacities),
+            read_seconds=round(read_at - begun_at, 3),
+            restore_seconds=round(self.now() - read_at, 3),
+        )
         self._dispatch.begin(frozenset(capacity.node for capacity in snapshot.capacities))
         # Else its jobs would stay as long as the reign does.
         del snapshot
