@@ -1,9 +1,9 @@
 """A thousand nodes, all full, and a hundred thousand jobs in line in a thousand shapes.
 
-The jobs are submitted over gRPC, and no two are alike in what they run. Then, at random instants, jobs end, others
-are submitted, nodes are closed and opened again; each time the leader looks who may start. What counts is how long
-it takes from the first event that may have led to an allocation until that is committed, as the leader's own
-histogram tells: for the end of a job that is two commits, its release and what takes its place.
+The jobs are submitted over gRPC, and no two are alike in what they run. Then, at random instants, jobs end and
+others are submitted; each time the leader looks who may start. What counts is how long it takes from the first
+event that may have led to an allocation until that is committed, as the leader's own histogram tells. For the
+end of a job that is two commits, its release and what takes its place.
 
 After that the leader is killed while jobs go on ending, and its standby takes over.
 """
@@ -88,7 +88,11 @@ def _quantile(counts: dict[float, float], part: float) -> float:
     for bound, count in sorted(counts.items()):
         if count >= wanted:
             is_last = bound == float("inf")
-            return bound_below if is_last else bound_below + (bound - bound_below) * (wanted - below) / (count - below)
+            return (
+                bound_below
+                if is_last
+                else bound_below + (bound - bound_below) * (wanted - below) / (count - below)
+            )
         below, bound_below = count, bound
     raise RuntimeError("nothing was placed")
 
@@ -237,7 +241,9 @@ def run() -> list[harness.Result]:
             took += _submitted(plane.addresses, running)
             placed = _steady(fleet, leader, pid, seconds)
             placed.detail["submitting_s"] = round(took, 1)
-            memory = _memory("jobs: full line, memory of the leader, at most", harness.rss_peak_bytes(pid) / 1e6)
+            memory = _memory(
+                "jobs: full line, memory of the leader, at most", harness.rss_peak_bytes(pid) / 1e6
+            )
             return [placed, memory, *_takeover(plane, leader)]
 
 

@@ -2,8 +2,8 @@
 
 They report at their terms' pace, connect again when a leader dies, and tell the next one what they run.
 
-Driven by lines on standard input, answered by one line of JSON each: ``pace N`` (from now on N jobs a second end,
-anywhere; 0: none), ``status``. It ends with its input.
+Driven by lines on standard input, answered by one line of JSON each: ``pace N`` (from now on N jobs a second
+end, anywhere; 0: none), ``status``. It ends with its input.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Agent:
                 await self._connect(wire_grpc.NodeServiceStub(channel).SyncNode())
             self.is_connected = False
             # As real agents do: not all at the same time.
-            await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - spreads attempts, guards nothing
+            await asyncio.sleep(random.uniform(0.2, 1.0))
 
     async def _connect(self, call: Any) -> None:
         self._outbox = asyncio.Queue()

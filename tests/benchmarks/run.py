@@ -39,6 +39,7 @@ BENCHMARKS = (
     "agent",
     "jobs",
     "jobs_rpc",
+    "jobs_line",
 )
 RESULTS: pathlib.Path = harness.HERE.parent.parent / "bench-results"
 BENCHMARK_SECONDS_MAX = 300.0

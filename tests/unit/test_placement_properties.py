@@ -64,6 +64,31 @@ class World:
         self.scheduler.add(self.waiting[name])
         return name
 
+    def change(self, name: str, node: model.Node) -> None:
+        """Another capacity, state, labels; never less than what runs there."""
+        held = [one.held for one in self.running.values() if one.node == name]
+        used = model.Resources(sum(one.cpus for one in held), sum(one.memory_bytes for one in held))
+        total = model.Resources(
+            max(node.total.cpus, used.cpus), max(node.total.memory_bytes, used.memory_bytes)
+        )
+        self.nodes[name] = dataclasses.replace(node, name=name, total=total, used=used)
+        self.scheduler.put_node(self.nodes[name])
+
+    def forgetful(self) -> scheduler.Scheduler:
+        """Another scheduler, which is told what there is now."""
+        made = scheduler.Scheduler(ageing_seconds=10.0)
+        for queue in QUEUES:
+            made.put_queue(queue)
+        for running in self.running.values():
+            made.started(running)
+        for name, node in self.nodes.items():
+            held = [one.held for one in self.running.values() if one.node == name]
+            used = model.Resources(sum(one.cpus for one in held), sum(one.memory_bytes for one in held))
+            made.put_node(dataclasses.replace(node, used=used))
+        for waiting in self.waiting.values():
+            made.add(waiting)
+        return made
+
     def plan(self) -> list[model.Placement]:
         placements = self.scheduler.plan(self.now)
         for job_id, node in placements:
@@ -124,6 +149,30 @@ def test_at_every_step_no_node_and_no_quota_is_exceeded(
         world.submit(waiting)
     for _ in range(4):
         world.plan()
+        for job_id in data.draw(st.sets(st.sampled_from(sorted(world.running)))) if world.running else ():
+            world.end(job_id)
+        world.now += data.draw(st.integers(0, 10))
+
+
+@FEW
+@given(st.lists(nodes, min_size=1, max_size=20), st.lists(waits, max_size=25), st.data())
+def test_what_is_remembered_of_earlier_plans_changes_none(
+    found: list[model.Node], jobs: list[model.Waiting], data: st.DataObject
+) -> None:
+    """Who is blocked, and for how long, is kept from plan to plan; one that remembers nothing agrees."""
+    world = World(found)
+    for _ in range(6):
+        for waiting in data.draw(st.lists(st.sampled_from(jobs), max_size=8)) if jobs else ():
+            world.submit(waiting)
+        if world.waiting and data.draw(st.booleans()):
+            world.scheduler.explain(data.draw(st.sampled_from(sorted(world.waiting))), world.now)
+        if data.draw(st.booleans()):
+            number = data.draw(st.integers(0, len(found) - 1))
+            world.change(f"n{number}", data.draw(nodes))
+        # Proposed, and never carried out.
+        assert world.scheduler.plan(world.now, most=2) == world.forgetful().plan(world.now, most=2)
+        expected = world.forgetful().plan(world.now)
+        assert world.plan() == expected
         for job_id in data.draw(st.sets(st.sampled_from(sorted(world.running)))) if world.running else ():
             world.end(job_id)
         world.now += data.draw(st.integers(0, 10))

@@ -27,6 +27,8 @@ class Execution:
         self._out = out
         #: In the batch that is on its way: their end cannot be another any more.
         self.ends_in_flight: frozenset[str] = frozenset()
+        #: When attempts of an earlier boot of a node count as lost though no inventory came.
+        self._orphans_at: dict[str, float] = {}
 
     # Nodes
 
@@ -42,10 +44,9 @@ class Execution:
         self._outbox.nodes[facts.name] = None
         self._mirror.put_node(facts.name)
         if any(self._is_orphan(node, attempt) for attempt in self._on(node)):
-            if node.orphans_at == _NEVER:
-                node.orphans_at = now + INVENTORY_SECONDS
+            self._orphans_at.setdefault(facts.name, now + INVENTORY_SECONDS)
         else:
-            node.orphans_at = _NEVER
+            self._orphans_at.pop(facts.name, None)
         if not facts.is_connected:
             self._silent(node)
         return was_connected != facts.is_connected
@@ -68,7 +69,7 @@ class Execution:
         if node is None:
             return
         node.facts, node.is_forgotten, node.has_inventory = None, True, False
-        node.orphans_at = _NEVER
+        self._orphans_at.pop(name, None)
         self._silent(node)
         self._outbox.nodes[name] = None
         self._mirror.put_node(name)
@@ -87,7 +88,7 @@ class Execution:
                 self._lost_by_boot(node, attempt)
             elif attempt.ref not in told:
                 self._absent(node, attempt)
-        node.orphans_at = _NEVER
+        self._orphans_at.pop(name, None)
 
     def _absent(self, node: nodes.NodeLife, attempt: attempts.Attempt) -> None:
         if attempt.end is not None:
@@ -107,16 +108,16 @@ class Execution:
 
     def tick(self, now: float) -> None:
         """Hosts that booted anew and whose agents tell nothing: what ran before is over."""
-        for node in self._mirror.nodes.values():
-            if node.orphans_at <= now:
-                node.orphans_at = _NEVER
-                for attempt in self._on(node):
-                    if self._is_orphan(node, attempt):
-                        self._lost_by_boot(node, attempt)
+        for name in [name for name, at in self._orphans_at.items() if at <= now]:
+            del self._orphans_at[name]
+            node = self._mirror.nodes[name]
+            for attempt in self._on(node):
+                if self._is_orphan(node, attempt):
+                    self._lost_by_boot(node, attempt)
 
     def next_deadline(self) -> float:
         """When `tick` has something to do; infinity: never."""
-        return min((node.orphans_at for node in self._mirror.nodes.values()), default=_NEVER)
+        return min(self._orphans_at.values(), default=_NEVER)
 
     def _is_orphan(self, node: nodes.NodeLife, attempt: attempts.Attempt) -> bool:
         return (

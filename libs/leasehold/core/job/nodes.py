@@ -11,8 +11,6 @@ NOTHING = placement.Resources(0, 0)
 _BOOT_ID_LENGTH_MAX = 64
 _SEPARATOR = "/"
 
-_NEVER = float("inf")
-
 
 def boot_key(facts: effects.NodeFacts) -> str:
     """What an allocation belongs to, as it is kept: the node's boot, and the state folder of its agent.
@@ -45,8 +43,6 @@ class NodeLife:
     jobs: set[str] = field(default_factory=set)
     #: Its agent has told, on the present connection, all that it knows.
     has_inventory: bool = False
-    #: When attempts of an earlier boot count as lost though no inventory came.
-    orphans_at: float = _NEVER
 
     @property
     def boot_id(self) -> str:

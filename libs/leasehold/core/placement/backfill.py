@@ -20,10 +20,12 @@ does not leave those behind it without protection until it starts.
 import heapq
 import itertools
 
-from leasehold.core.placement import ends, model
+from leasehold.core.placement import ends, model, room
 
 #: Jobs that may have a node kept for them at once.
 PROMISES_MAX = 4
+
+_NOTHING_PLACED = ends.Ends()
 
 
 class Promise:
@@ -71,6 +73,15 @@ def wait_beside(
         heapq.merge(running.bounded, placed.bounded),
         itertools.chain(running.unbounded.values(), placed.unbounded.values()),
     )
+
+
+def wait_on(
+    required: model.Resources, found: room.Room, free: model.Resources, placed: ends.Ends = _NOTHING_PLACED
+) -> ends.Wait | None:
+    """How long until `required` is free of a node, of which `free` is now; None: never."""
+    if not found.node.total.holds(required):
+        return None
+    return wait_beside(required, free, found.ends, placed)
 
 
 def quota_at(

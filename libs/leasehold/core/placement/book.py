@@ -1,94 +1,50 @@
 """What the scheduler knows as committed: nodes, queues, who runs and who waits, kept ready for planning."""
 
+import bisect
 import heapq
+import itertools
 import math
+from collections.abc import Iterator
 
-from leasehold.core.placement import ends, fit, model, order, room
+from leasehold.core.placement import backfill, ends, fit, lines, model, order, ranking, room
 
-#: So many changed nodes are tried one by one; of more, the index is asked.
-_GROWN_MAX = 8
-
-
-class Group:
-    """Nodes that labels and templates allow to jobs with one selector and template."""
-
-    __slots__ = ("names", "shapes")
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-        #: How many use it.
-        self.shapes = 0
-
-
-class ShapeState:
-    """Waiting jobs of one shape, and what is known of their chances."""
-
-    __slots__ = ("group", "hopeless_since", "is_blocked", "lines", "shape", "waits")
-
-    def __init__(self, shape: model.Shape, group: Group) -> None:
-        self.shape = shape
-        self.group = group
-        #: By queue.
-        self.lines: dict[str, JobLine] = {}
-        #: No node has room for it; so it stays until one grows.
-        self.is_blocked = False
-        #: The topology in which no open node could hold it, even when all that runs has ended.
-        self.hopeless_since = -1
-        #: For a promise: by node, the version of its room and how long to wait there.
-        self.waits: dict[str, tuple[int, ends.Wait | None]] = {}
-
-
-class JobLine(order.Line):
-    """Waiting jobs of one shape and queue."""
-
-    __slots__ = ("queue", "state")
-
-    def __init__(self, state: ShapeState, queue: "QueueState") -> None:
-        super().__init__()
-        self.state = state
-        self.queue = queue
-
-
-class QueueState:
-    """A queue, and what runs of it."""
-
-    __slots__ = ("ends", "is_limited", "queue", "used")
-
-    def __init__(self, queue: model.Queue) -> None:
-        self.put(queue)
-        self.used = model.Resources(0, 0)
-        self.ends = ends.Ends()
-
-    def put(self, queue: model.Queue) -> None:
-        """So it is from now on."""
-        self.queue = queue
-        self.is_limited = queue.nominal_cpus is not None or queue.nominal_memory_bytes is not None
+#: On so many changed nodes blocked shapes are tried; with more, no shape counts as blocked any more.
+_GROWN_MAX = 32
+#: So many shapes' rankings are kept: those of the few that are first in line are asked for again and again.
+_RANKINGS_MAX = 16
 
 
 class Book:
-    """The state; the planner reads it and writes only what it found out (`is_blocked`, `waits`)."""
+    """The state; the planner reads it and writes only what it found out of shapes' chances."""
 
     def __init__(self, ageing_seconds: float) -> None:
         self._ageing_seconds = ageing_seconds
         self.rooms: dict[str, room.Room] = {}
         self.free: dict[str, model.Resources] = {}
         self.index = room.FreeIndex()
-        self.shapes: dict[model.Shape, ShapeState] = {}
-        self._groups: dict[tuple[tuple[tuple[str, str], ...], str], Group] = {}
-        self.queues: dict[str, QueueState] = {}
+        self.shapes = lines.Shapes()
+        self.heads = lines.Heads()
+        #: Of open nodes, when the first of their jobs ends at the latest; and sorted by that.
+        self._first_end: dict[str, float] = {}
+        self._first_ends: list[tuple[float, str]] = []
+        self._rankings: dict[lines.ShapeState, ranking.Ranking] = {}
+        self._groups: dict[tuple[tuple[tuple[str, str], ...], str], lines.Group] = {}
+        self.queues: dict[str, lines.QueueState] = {}
         #: Queues that were put, rather than only named by jobs.
         self.known_queues: set[str] = set()
-        self.waiting: dict[str, tuple[order.Entry, JobLine]] = {}
+        self.waiting: dict[str, tuple[order.Entry, lines.JobLine]] = {}
         #: Jobs that may not start yet.
         self.resting: dict[str, model.Waiting] = {}
         self._alarms: list[tuple[float, str]] = []
         self._running: dict[str, model.Running] = {}
         self._ends: dict[str, ends.Ends] = {}
-        self._versions = 0
+        self._version = 0
+        #: Number of the last change of each node, the newest last.
+        self._changes: dict[str, int] = {}
         #: Another one whenever a node comes, goes or changes other than by what runs on it.
         self.topology = 0
         #: Nodes that may have more room than when shapes were found to be blocked.
-        self._grown: set[str] = set()
+        self._grown: dict[str, None] = {}
         #: Nodes that the last plan filled, and what it left: less than that is no news.
         self._proposed: dict[str, model.Resources] = {}
 
@@ -108,10 +64,10 @@ class Book:
         if state is not None:
             state.put(model.Queue(name=name))
 
-    def _queue(self, name: str) -> QueueState:
+    def _queue(self, name: str) -> lines.QueueState:
         state = self.queues.get(name)
         if state is None:
-            state = self.queues[name] = QueueState(model.Queue(name=name))
+            state = self.queues[name] = lines.QueueState(model.Queue(name=name))
         return state
 
     def put_node(self, node: model.Node) -> None:
@@ -119,10 +75,11 @@ class Book:
         self.topology += 1
         before = self.rooms.get(node.name)
         self._hide(before)
-        found = room.Room(node, self._ends.setdefault(node.name, ends.Ends()), self._next_version())
+        self._changed(node.name)
+        found = room.Room(node, self._ends.setdefault(node.name, ends.Ends()))
         self.rooms[node.name] = found
         self._show(found)
-        self._grown.add(node.name)
+        self._grown[node.name] = None
         if before and before.node.labels == node.labels and before.node.templates == node.templates:
             return
         for (selector, template), group in self._groups.items():
@@ -135,26 +92,56 @@ class Book:
         """Forget; what runs there counts on in its queues."""
         self.topology += 1
         self._hide(self.rooms.pop(name, None))
+        self._changed(name)
         if name in self._ends and self._ends[name].is_empty():
             del self._ends[name]
         for group in self._groups.values():
             group.names.discard(name)
-        for state in self.shapes.values():
-            state.waits.pop(name, None)
 
-    def _next_version(self) -> int:
-        self._versions += 1
-        return self._versions
+    def _changed(self, name: str) -> None:
+        self._version += 1
+        self._changes.pop(name, None)
+        self._changes[name] = self._version
+
+    def _changed_since(self, version: int) -> list[str]:
+        return [
+            name
+            for name, _ in itertools.takewhile(lambda item: item[1] > version, reversed(self._changes.items()))
+        ]
+
+    def soonest(self, state: lines.ShapeState) -> Iterator[tuple[str, ends.Wait]]:
+        """Nodes where a job that finds no room would start soonest by what is committed; see `ranking`."""
+
+        def wait_on(name: str) -> ends.Wait | None:
+            if name not in self.free or name not in state.group.names:
+                return None
+            return backfill.wait_on(state.shape.required, self.rooms[name], self.free[name])
+
+        found = self._rankings.pop(state, None)
+        if found is None:
+            found = ranking.Ranking(self._version, self._first_ends)
+        elif found.version != self._version:
+            found.update(self._version, self._changed_since(found.version), wait_on)
+        # The one that was asked for last is the last.
+        self._rankings[state] = found
+        if len(self._rankings) > _RANKINGS_MAX:
+            del self._rankings[next(iter(self._rankings))]
+        return found.best(wait_on)
 
     def _show(self, found: room.Room) -> None:
         if found.node.openness is model.Openness.OPEN:
-            self.free[found.node.name] = found.free
-            self.index.add(found.node.name, found.free)
+            name = found.node.name
+            self.free[name] = found.free
+            self.index.add(name, found.free)
+            self._first_end[name] = found.ends.first_end()
+            bisect.insort(self._first_ends, (self._first_end[name], name))
 
     def _hide(self, found: room.Room | None) -> None:
         if found is not None and found.node.openness is model.Openness.OPEN:
-            del self.free[found.node.name]
-            self.index.remove(found.node.name, found.free)
+            name = found.node.name
+            del self.free[name]
+            self.index.remove(name, found.free)
+            del self._first_ends[bisect.bisect_left(self._first_ends, (self._first_end.pop(name), name))]
 
     def add(self, waiting: model.Waiting) -> None:
         """Join the line, or rest; one that waits already is replaced."""
@@ -168,21 +155,23 @@ class Book:
     def _join(self, waiting: model.Waiting) -> None:
         state = self.shapes.get(waiting.shape)
         if state is None:
-            state = self.shapes[waiting.shape] = ShapeState(waiting.shape, self.group_of(waiting.shape))
+            state = self.shapes.add(waiting.shape, self.group_of(waiting.shape))
             state.group.shapes += 1
         entry = self.entry_of(waiting)
         line = state.lines.get(waiting.queue)
         if line is None:
-            line = state.lines[waiting.queue] = JobLine(state, self._queue(waiting.queue))
+            line = state.lines[waiting.queue] = lines.JobLine(state, self._queue(waiting.queue))
+        before = line.head
         line.add(entry)
+        self.heads.moved(line, before)
         self.waiting[waiting.job_id] = (entry, line)
 
-    def group_of(self, shape: model.Shape) -> Group:
+    def group_of(self, shape: model.Shape) -> lines.Group:
         """The nodes that `shape` is allowed on."""
         key = (shape.selector, shape.template)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group()
+            group = self._groups[key] = lines.Group()
             group.names.update(name for name, found in self.rooms.items() if fit.is_eligible(shape, found.node))
         return group
 
@@ -194,16 +183,19 @@ class Book:
         if found is None:
             return
         entry, line = found
+        before = line.head
         line.remove(entry)
+        self.heads.moved(line, before)
         if len(line) == 0:
             self._drop_line(line)
 
-    def _drop_line(self, line: JobLine) -> None:
+    def _drop_line(self, line: lines.JobLine) -> None:
         state = line.state
         del state.lines[line.queue.queue.name]
         if state.lines:
             return
-        del self.shapes[state.shape]
+        self.shapes.remove(state)
+        self._rankings.pop(state, None)
         state.group.shapes -= 1
         if state.group.shapes == 0:
             del self._groups[(state.shape.selector, state.shape.template)]
@@ -232,14 +224,15 @@ class Book:
         queue.ends.remove(running)
         queue.used = queue.used.minus(running.held)
         self._use(running.node, model.Resources(0, 0).minus(running.held))
-        self._grown.add(running.node)
+        self._grown[running.node] = None
 
     def _use(self, name: str, more: model.Resources) -> None:
         found = self.rooms.get(name)
         if found is None:
             return
         self._hide(found)
-        found.use(found.used.plus(more), self._next_version())
+        self._changed(name)
+        found.use(found.used.plus(more))
         self._show(found)
 
     def wake(self, now: float) -> None:
@@ -263,35 +256,28 @@ class Book:
 
     def rank(self, entry: order.Entry) -> int:
         """How many are before an entry in all lines."""
-        return sum(line.rank(entry) for state in self.shapes.values() for line in state.lines.values())
+        return sum(line.rank(entry) for state in self.shapes for line in state.lines.values())
 
-    def proposed(self, left: dict[str, model.Resources]) -> None:
-        """A plan leaves so much on the nodes that it fills; shapes were found blocked beside that."""
-        self._proposed = left
-
-    def look_again(self) -> None:
-        """Unblock the shapes that a node which has grown has room for."""
+    def look_again(self) -> list[str]:
+        """Nodes that have grown since blocked shapes were tried there; all others have no room for them."""
         for name, left in self._proposed.items():
             free = self.free.get(name)
             if free is not None and not left.holds(free):
-                self._grown.add(name)
+                self._grown[name] = None
         self._proposed = {}
-        grown = [self.rooms[name] for name in self._grown if name in self.rooms]
-        self._grown.clear()
-        for state in self.shapes.values():
-            if state.is_blocked:
-                state.is_blocked = len(grown) <= _GROWN_MAX and not _has_room(state, grown)
+        if len(self._grown) > _GROWN_MAX:
+            self.shapes.unblock_all()
+            self._grown.clear()
+        return [name for name in self._grown if name in self.free]
 
+    def looked(self, left: dict[str, model.Resources], *, at_all: bool) -> None:
+        """A plan leaves so much on the nodes that it fills; what is blocked now is so beside that.
 
-def _has_room(state: ShapeState, rooms: list[room.Room]) -> bool:
-    required = state.shape.required
-    return any(
-        # The first two are what most fail by, and quick.
-        found.free.holds(required)
-        and found.node.name in state.group.names
-        and fit.block(state.shape, found.node, found.free) is None
-        for found in rooms
-    )
+        `at_all`: every blocked shape was tried on the nodes that had grown.
+        """
+        self._proposed = left
+        if at_all:
+            self._grown.clear()
 
 
 def _bare_shape(selector: tuple[tuple[str, str], ...], template: str) -> model.Shape:

@@ -1,6 +1,7 @@
 """When what runs ends, and so from when on there is room for more."""
 
 import bisect
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -50,6 +51,10 @@ class Ends:
         else:
             begun = Bounded(running.ends_by, running.job_id, running.held)
             del self.bounded[bisect.bisect_left(self.bounded, begun)]
+
+    def first_end(self) -> float:
+        """When the first has ended at the latest; infinite: nobody can tell of any."""
+        return self.bounded[0].ends_by if self.bounded else math.inf
 
     def is_empty(self) -> bool:
         """Whether nothing runs."""

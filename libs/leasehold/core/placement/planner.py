@@ -3,9 +3,10 @@
 import enum
 import heapq
 import math
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from leasehold.core.placement import backfill, book, ends, fit, model, order, room
+from leasehold.core.placement import backfill, book, ends, fit, lines, model, order, room
 
 #: Of groups as small as this, each node is looked at; for larger ones the index is asked.
 _SMALL_GROUP = 16
@@ -40,6 +41,8 @@ class Planner:
     def __init__(self, found: book.Book, now: float) -> None:
         self._book = found
         self._now = now
+        #: Blocked shapes may have room there, and nowhere else.
+        self._grown = found.look_again()
         self.free = dict(found.free)
         self._index = found.index.copy()
         self.placements: list[model.Placement] = []
@@ -52,62 +55,61 @@ class Planner:
         self._on_node: dict[str, ends.Ends] = {}
         self._of_queue: dict[str, ends.Ends] = {}
         #: Shapes for which a promise was sought.
-        self._sought: set[model.Shape] = set()
+        self._sought: set[lines.ShapeState] = set()
 
     def run(self, most: int, *, before: order.Entry | None = None) -> None:
         """Give turns in line, until `most` are placed, or to those before an entry only."""
-        heap = [
-            (entry, 0, line)
-            for state in self._book.shapes.values()
-            for line in state.lines.values()
-            if (entry := line.head) is not None
-        ]
-        heapq.heapify(heap)
-        while heap and len(self.placements) < most:
-            entry, position, line = heap[0]
+        line_up = _LineUp(self._book)
+        item = None
+        while len(self.placements) < most and (item := line_up.next()) is not None:
+            entry, position, line = item
             if before is not None and entry >= before:
                 break
             turn = self.turn(entry, line.state, line.queue)
             if turn.chance is Chance.FITS:
                 self._place(turn.node, entry, line)
-                following: int | None = position + 1
-            else:
-                kept = len(self.promised) + len(self._quota_kept)
-                following = self.refuse(turn, entry, position, line)
-                if len(self.promised) + len(self._quota_kept) != kept and self._is_full():
-                    heap = self._without_the_hopeless(heap)
-                    if not heap or heap[0][2] is not line:
-                        continue
-            later = None if following is None else line.at(following)
-            if later is None or following is None:
-                heapq.heappop(heap)
-            else:
-                heapq.heapreplace(heap, (later, following, line))
-        self._book.proposed({name: self.free[name] for name in self._on_node})
+                line_up.follow(line, position + 1)
+                continue
+            kept = len(self.promised) + len(self._quota_kept)
+            following = self.refuse(turn, entry, position, line)
+            if following is not None:
+                line_up.follow(line, following)
+            if len(self.promised) + len(self._quota_kept) != kept and self._is_full():
+                line_up.leave_out_blocked(self._unkept(), self._perhaps_open())
+        self._book.looked({name: self.free[name] for name in self._on_node}, at_all=item is None)
+
+    def _perhaps_open(self) -> Iterable[lines.ShapeState]:
+        """Shapes that are not known to be blocked."""
+        shapes = self._book.shapes
+        grown = [state for name in self._grown for state in shapes.blocked_within(self.free[name])]
+        return dict.fromkeys([*shapes.open, *grown])
+
+    def _is_blocked(self, state: lines.ShapeState) -> bool:
+        if state.is_blocked and any(
+            # The first is what most fail by, and quick.
+            self.free[name].holds(state.shape.required) and name in state.group.names
+            for name in self._grown
+        ):
+            self._book.shapes.unblock(state)
+        return state.is_blocked
 
     def _is_full(self) -> bool:
         return len(self.promised) >= backfill.PROMISES_MAX
 
-    def _without_the_hopeless(
-        self, heap: list[tuple[order.Entry, int, book.JobLine]]
-    ) -> list[tuple[order.Entry, int, book.JobLine]]:
-        """All promises are made: lines for which there is no room have nothing to gain from a turn.
-
-        Save those that may be the first to have their queue's quota kept for them.
-        """
-        unkept = {
+    def _unkept(self) -> set[str]:
+        """Queues whose quota may yet be kept, for the first that lacks it."""
+        return {
             name
             for name, state in self._book.queues.items()
             if name not in self._quota_kept and self.left(state) is not None
         }
-        kept = [item for item in heap if not item[2].state.is_blocked or item[2].queue.queue.name in unkept]
-        heapq.heapify(kept)
-        return kept
 
-    def turn(self, entry: order.Entry, state: book.ShapeState, queue: book.QueueState) -> Turn:
+    def turn(self, entry: order.Entry, state: lines.ShapeState, queue: lines.QueueState) -> Turn:
         """What a job meets now. Changes nothing."""
         shape = state.shape
         ends_by = self._now + entry.run_seconds
+        # Be there quota or not: what has grown is looked at once.
+        is_blocked = self._is_blocked(state)
         left = self.left(queue)
         if left is not None:
             if not left.holds(shape.required):
@@ -115,7 +117,7 @@ class Planner:
             kept = self._quota_kept.get(queue.queue.name)
             if kept is not None and not kept.admits(shape.required, ends_by):
                 return Turn(Chance.QUOTA_KEPT, longest_seconds=kept.until - self._now)
-        if state.is_blocked:
+        if is_blocked:
             return Turn(Chance.BLOCKED)
         node = self._best(state)
         if node is not None:
@@ -133,7 +135,7 @@ class Planner:
             turn = Turn(Chance.ROOM_KEPT, longest_seconds=longest_seconds)
         return turn
 
-    def left(self, queue: book.QueueState) -> model.Resources | None:
+    def left(self, queue: lines.QueueState) -> model.Resources | None:
         """What a queue's jobs may still take, this plan counted; None: no limit."""
         if not queue.is_limited:
             return None
@@ -160,7 +162,7 @@ class Planner:
         free = self.free.get(name)
         return free is not None and fit.block(shape, self._book.rooms[name].node, free) is None
 
-    def _best(self, state: book.ShapeState) -> str | None:
+    def _best(self, state: lines.ShapeState) -> str | None:
         """The node to take, of those that are kept for nobody."""
         names = state.group.names
         if len(names) > _SMALL_GROUP:
@@ -170,7 +172,7 @@ class Planner:
         # The index only proposes; whether it fits is for the one function to say.
         return node if node is not None and self._fits(state.shape, node) else None
 
-    def _place(self, node: str, entry: order.Entry, line: book.JobLine) -> None:
+    def _place(self, node: str, entry: order.Entry, line: lines.JobLine) -> None:
         required = line.state.shape.required
         ends_by = self._now + entry.run_seconds
         free = self.free[node]
@@ -198,7 +200,7 @@ class Planner:
                 kept.take(required, ends_by)
         self.placements.append(model.Placement(entry.job_id, node))
 
-    def refuse(self, turn: Turn, entry: order.Entry, position: int, line: book.JobLine) -> int | None:
+    def refuse(self, turn: Turn, entry: order.Entry, position: int, line: lines.JobLine) -> int | None:
         """Keep quota or room for it if it is the first to need that; gives the line's next that may pass."""
         if turn.chance is Chance.QUOTA:
             self._keep_quota(entry, line)
@@ -206,11 +208,11 @@ class Planner:
         if turn.chance is not Chance.QUOTA_KEPT:
             self._keep_room(entry, line)
         if turn.chance is Chance.BLOCKED:
-            line.state.is_blocked = True
+            self._book.shapes.block(line.state)
             return None
         return line.next_within(position + 1, turn.longest_seconds)
 
-    def _keep_quota(self, entry: order.Entry, line: book.JobLine) -> None:
+    def _keep_quota(self, entry: order.Entry, line: lines.JobLine) -> None:
         name = line.queue.queue.name
         left = self.left(line.queue)
         if name in self._quota_kept or left is None:
@@ -220,11 +222,11 @@ class Planner:
         if wait is not None:
             self._quota_kept[name] = backfill.Promise(entry.job_id, wait, self._now)
 
-    def _keep_room(self, entry: order.Entry, line: book.JobLine) -> None:
+    def _keep_room(self, entry: order.Entry, line: lines.JobLine) -> None:
         state = line.state
-        if self._is_full() or state.shape in self._sought:
+        if self._is_full() or state in self._sought:
             return
-        self._sought.add(state.shape)
+        self._sought.add(state)
         if state.hopeless_since == self._book.topology:
             return
         found = self._soonest(state)
@@ -240,40 +242,67 @@ class Planner:
             quota = backfill.quota_at(wait.until, state.shape.required, left, line.queue.ends, placed)
             self._quota_kept[name] = backfill.Promise(entry.job_id, quota, self._now)
 
-    def _soonest(self, state: book.ShapeState) -> tuple[str, ends.Wait] | None:
+    def _soonest(self, state: lines.ShapeState) -> tuple[str, ends.Wait] | None:
         """The node where a blocked job can start soonest, among those that are kept for nobody."""
-        best: tuple[int, float, str] | None = None
-        best_wait: ends.Wait | None = None
-        is_hopeless = True
-        required = state.shape.required
-        waits, rooms = state.waits, self._book.rooms
-        for name in state.group.names:
-            if name not in self.free:
-                continue  # not open
-            found = rooms[name]
-            known = waits.get(name)
-            if name in self._on_node:
-                wait = self._wait_on(required, found, self._on_node[name])
-            elif known is not None and known[0] == found.version:
-                wait = known[1]
-            else:
-                wait = self._wait_on(required, found, _NOTHING_PLACED)
-                waits[name] = (found.version, wait)
-            if wait is None:
-                continue
+        is_hopeless, best = True, None
+        for name, wait in self._book.soonest(state):
             is_hopeless = False
-            if name in self.promised:
+            if name not in self.promised and name not in self._on_node:
+                best = (wait.unbounded, wait.until, name, wait)
+                break
+        # Of those the ranking does not know what this plan has placed there.
+        for name, placed in self._on_node.items():
+            if name in self.promised or name not in state.group.names:
                 continue
-            if best is None or (wait.unbounded, wait.until, name) < best:
-                best, best_wait = (wait.unbounded, wait.until, name), wait
-        if is_hopeless:
+            found = backfill.wait_on(state.shape.required, self._book.rooms[name], self.free[name], placed)
+            if found is not None and (best is None or (found.unbounded, found.until, name) < best[:3]):
+                best = (found.unbounded, found.until, name, found)
+        if is_hopeless and best is None:
             state.hopeless_since = self._book.topology
-        return None if best is None or best_wait is None else (best[2], best_wait)
+        return None if best is None else best[2:]
 
-    def _wait_on(self, required: model.Resources, found: room.Room, placed: ends.Ends) -> ends.Wait | None:
-        if not found.node.total.holds(required):
+
+class _LineUp:
+    """Whose turn it is: the first of each line by and by, and of those that go on, who follows."""
+
+    def __init__(self, found: book.Book) -> None:
+        self._book = found
+        self._heads = found.heads.items
+        self._at = 0
+        self._following: list[tuple[order.Entry, int, lines.JobLine]] = []
+
+    def next(self) -> tuple[order.Entry, int, lines.JobLine] | None:
+        """An entry with its position in its line; None: there is none."""
+        head = self._heads[self._at] if self._at < len(self._heads) else None
+        if self._following and (head is None or self._following[0][0] < head[0]):
+            return heapq.heappop(self._following)
+        if head is None:
             return None
-        return backfill.wait_beside(required, self.free[found.node.name], found.ends, placed)
+        self._at += 1
+        entry, line = head
+        return entry, 0, line
+
+    def follow(self, line: lines.JobLine, position: int) -> None:
+        """The line goes on at this position, if it is that long."""
+        entry = line.at(position)
+        if entry is not None:
+            heapq.heappush(self._following, (entry, position, line))
+
+    def leave_out_blocked(self, queues: Collection[str], chosen: Iterable[lines.ShapeState]) -> None:
+        """Of lines that had no turn yet, only those of `chosen` shapes, and of `queues`, may gain by one."""
+        if self._at == len(self._heads):
+            return
+        since = self._heads[self._at][0]
+        heads = [
+            (line.head, line)
+            for state in chosen
+            for line in state.lines.values()
+            if line.head is not None and line.head >= since and line.queue.queue.name not in queues
+        ]
+        if queues:
+            heads += [item for item in self._heads[self._at :] if item[1].queue.queue.name in queues]
+        heads.sort()
+        self._heads, self._at = heads, 0
 
 
 def _ends_of(by_name: dict[str, ends.Ends], name: str) -> ends.Ends:

@@ -10,21 +10,18 @@ from leasehold.core.placement import ends, model
 class Room:
     """A node, what is free on it, and when what runs there ends."""
 
-    __slots__ = ("ends", "free", "node", "used", "version")
+    __slots__ = ("ends", "free", "node", "used")
 
-    def __init__(self, node: model.Node, found: ends.Ends, version: int) -> None:
+    def __init__(self, node: model.Node, found: ends.Ends) -> None:
         self.node = node
         self.used = node.used
         self.free = node.total.minus(node.used)
         self.ends = found
-        #: Another one after each change: what was worked out before then no longer holds.
-        self.version = version
 
-    def use(self, used: model.Resources, version: int) -> None:
+    def use(self, used: model.Resources) -> None:
         """So much is used from now on."""
         self.used = used
         self.free = self.node.total.minus(used)
-        self.version = version
 
 
 class FreeIndex:
@@ -34,26 +31,36 @@ class FreeIndex:
     CPU or without free memory are left out: no job fits there.
     """
 
-    __slots__ = ("_by_cpus", "_cpus")
+    __slots__ = ("_by_cpus", "_cpus", "_shared")
 
     def __init__(self) -> None:
         self._by_cpus: dict[int, list[tuple[int, str]]] = {}
+        #: Keys of buckets that are another index's, and are copied before a change.
+        self._shared: set[int] = set()
         #: Sorted: the keys of `_by_cpus`.
         self._cpus: list[int] = []
 
     def copy(self) -> "FreeIndex":
-        """One that changes by itself."""
+        """One that changes by itself, for as long as this one does not."""
         copied = FreeIndex()
-        copied._by_cpus = {cpus: bucket[:] for cpus, bucket in self._by_cpus.items()}
+        copied._by_cpus = self._by_cpus.copy()
         copied._cpus = self._cpus[:]
+        copied._shared = set(self._cpus)
         return copied
+
+    def _bucket(self, cpus: int) -> list[tuple[int, str]] | None:
+        """To be changed."""
+        if cpus in self._shared:
+            self._shared.remove(cpus)
+            self._by_cpus[cpus] = self._by_cpus[cpus][:]
+        return self._by_cpus.get(cpus)
 
     def add(self, name: str, free: model.Resources) -> None:
         """Put a node in."""
         cpus, memory_bytes = free
         if cpus < 1 or memory_bytes < 1:
             return
-        bucket = self._by_cpus.get(cpus)
+        bucket = self._bucket(cpus)
         if bucket is None:
             self._by_cpus[cpus] = [(memory_bytes, name)]
             bisect.insort(self._cpus, cpus)
@@ -65,7 +72,7 @@ class FreeIndex:
         cpus, memory_bytes = free
         if cpus < 1 or memory_bytes < 1:
             return
-        bucket = self._by_cpus[cpus]
+        bucket = self._bucket(cpus) or []
         del bucket[bisect.bisect_left(bucket, (memory_bytes, name))]
         if not bucket:
             del self._by_cpus[cpus]

@@ -12,7 +12,7 @@ go by the clock that `now` is of; submit times by the wall clock.
 """
 
 from leasehold.core import errors
-from leasehold.core.placement import book, explain, fit, model, planner
+from leasehold.core.placement import book, explain, fit, lines, model, planner
 
 #: Of those before a job, so many are placed to tell what it would meet.
 _EXPLAINED_BEFORE_MAX = 10_000
@@ -65,7 +65,6 @@ class Scheduler:
 
     def _planner(self, now: float) -> planner.Planner:
         self._book.wake(now)
-        self._book.look_again()
         return planner.Planner(self._book, now)
 
     def next_wake(self, now: float) -> float:
@@ -162,7 +161,7 @@ class Scheduler:
         )
 
     def _held_back(
-        self, turn: planner.Turn, made: planner.Planner, line: book.JobLine
+        self, turn: planner.Turn, made: planner.Planner, line: lines.JobLine
     ) -> tuple[model.HeldBack | None, str]:
         queue, required = line.queue.queue, line.state.shape.required
         if turn.chance is planner.Chance.QUOTA:
