@@ -9,7 +9,6 @@ After that the leader is killed while jobs go on ending, and its standby takes o
 """
 
 import contextlib
-import itertools
 import json
 import random
 import re
@@ -46,24 +45,18 @@ _BUCKET = re.compile(r'leasehold_job_placement_seconds_bucket\{le="([^"]+)"\} ([
 def jobs(count: int) -> Iterator[model.JobSpec]:
     """Of 1,000 shapes, each with a name, a command and a longest run of its own."""
     chosen = random.Random(7)
-    memory = 2**30 // 2
-    shapes = [
-        {
-            "required": placement.Resources(1 + number % 8, (1 + number // 8) * memory),
-            "node_selector": {"zone": f"z{number % line_driver.ZONES}"} if number % 5 == 0 else {},
-            "spreading": placement.Spreading.SPREAD if number % 7 == 0 else placement.Spreading.PACK,
-        }
-        for number in range(SHAPES)
-    ]
-    for number, shape in zip(range(count), itertools.cycle(shapes), strict=False):
+    for number in range(count):
+        shape = number % SHAPES
         yield model.JobSpec(
             name=f"encode-{number:06d}",
+            required=placement.Resources(1 + shape % 8, (1 + shape // 8) * 2**29),
+            node_selector={"zone": f"z{shape % line_driver.ZONES}"} if shape % 5 == 0 else {},
+            spreading=placement.Spreading.SPREAD if shape % 7 == 0 else placement.Spreading.PACK,
             template=line_driver.TEMPLATE,
             parameters={"input": f"shard-{number:06d}.tar", "seed": str(number)},
             max_run_seconds=None if number % 10 == 0 else float(chosen.randint(60, 86_400)),
             priority=chosen.randint(0, 5),
             wait_for_capacity=True,
-            **shape,
         )
 
 

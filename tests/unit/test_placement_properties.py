@@ -162,9 +162,11 @@ def test_what_is_remembered_of_earlier_plans_changes_none(
     """Who is blocked, and for how long, is kept from plan to plan; one that remembers nothing agrees."""
     world = World(found)
     for _ in range(6):
-        for waiting in data.draw(st.lists(st.sampled_from(jobs), max_size=8)) if jobs else ():
+        more: list[model.Waiting] = data.draw(st.lists(st.sampled_from(jobs), max_size=8)) if jobs else []
+        for waiting in more:
             world.submit(waiting)
-        if world.waiting and data.draw(st.booleans()):
+        is_explained = data.draw(st.booleans())
+        if world.waiting and is_explained:
             world.scheduler.explain(data.draw(st.sampled_from(sorted(world.waiting))), world.now)
         if data.draw(st.booleans()):
             number = data.draw(st.integers(0, len(found) - 1))
