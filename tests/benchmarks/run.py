@@ -40,6 +40,7 @@ BENCHMARKS = (
     "jobs",
     "jobs_rpc",
     "jobs_line",
+    "jobs_history",
 )
 RESULTS: pathlib.Path = harness.HERE.parent.parent / "bench-results"
 BENCHMARK_SECONDS_MAX = 300.0
