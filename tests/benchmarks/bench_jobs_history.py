@@ -33,7 +33,7 @@ from psycopg import conninfo, sql
 HISTORY: Final = 1_000_000
 QUICK_HISTORY: Final = 50_000
 DAYS: Final = 7
-NODES: Final = 100
+NODES: Final = 1_000
 BATCH: Final = 32
 #: Batches that run at any time.
 RUNNING: Final = 20
@@ -58,7 +58,7 @@ RELEASED_ROWS: Final = """
         job_id, attempt, node, boot_id, queue, allocated_cpus, allocated_memory_bytes, released, allocated_time,
         released_time, alloc_seq, release_seq, epoch, outcome
     )
-    SELECT job_id, 1, 'node-' || lpad((hashtext(job_id::text) & 127)::text, 3, '0'), 'boot-0', queue,
+    SELECT job_id, 1, 'node-' || lpad((abs(hashtext(job_id::text)) % 1000)::text, 4, '0'), 'boot-0', queue,
         required_cpus, required_memory_bytes, true, start_time, end_time, 0, 0, '1.1', outcome
     FROM job
 """
@@ -113,7 +113,7 @@ class Side:
         await self._ledger.take_over(EPOCH)
         declared = placement.Resources(64, 64 * 2**30)
         capacities = tuple(
-            changes.SetCapacity(node=f"node-{number:03d}", boot_id="boot-1", declared=declared)
+            changes.SetCapacity(node=f"node-{number:04d}", boot_id="boot-1", declared=declared)
             for number in range(NODES)
         )
         await self._ledger.flush(EPOCH, changes.Batch(batch_id="nodes", capacities=capacities))
@@ -166,7 +166,7 @@ class Side:
         self._node = (self._node + 1) % NODES
         return changes.Allocate(
             ref=model.AttemptRef(job.job_id, 1),
-            node=f"node-{self._node:03d}",
+            node=f"node-{self._node:04d}",
             boot_id="boot-1",
             held=job.spec.required,
             queue=job.spec.queue,

@@ -313,6 +313,63 @@ async def test_which_jobs_of_a_request_postgres_refuses_is_told_and_nothing_of_t
         assert await ledger.was_flushed(epoch, "b")
 
 
+ENDED_LONG_AGO = """
+INSERT INTO job (
+    job_id, name, queue, priority, required_cpus, required_memory_bytes, spec, state, principal, submit_time,
+    end_time
+)
+SELECT gen_random_uuid(), '', 'default', 0, 1, 1, '{}', 'COMPLETED', '', now(), now()
+FROM generate_series(1, 5000)
+"""
+READ_OF_JOBS = """
+SELECT t.idx_tup_fetch, t.seq_tup_read, i.idx_tup_read AS live_read
+FROM pg_stat_user_tables AS t
+JOIN pg_stat_user_indexes AS i USING (relname)
+WHERE t.relname = 'job' AND i.indexrelname = 'job_live'
+"""
+
+
+@pytest.mark.parametrize("is_aged", [False, True])
+async def test_a_batch_finds_its_jobs_by_id_in_a_new_ledger_and_beside_a_long_history(
+    postgres_dsn: str, is_aged: bool
+) -> None:
+    epoch = await prepared(postgres_dsn)
+    async with psycopg_connection(postgres_dsn) as seen:
+        if is_aged:
+            await seen.execute(ENDED_LONG_AGO.encode())
+            await seen.execute("ANALYZE job")
+        before = (await (await seen.execute(READ_OF_JOBS.encode())).fetchall())[0]
+        async with job_store.PostgresJobStore(postgres_dsn) as ledger:
+            await ledger.take_over(epoch)
+            for first in range(1, 200, 5):
+                numbers = range(first, first + 5)
+                ends = tuple(
+                    changes.EndAttempt(
+                        ref=model.AttemptRef(submit(number).job.job_id, 1),
+                        outcome=model.Outcome(cause=model.EndCause.SUCCEEDED, exit_code=0),
+                        next_state=model.JobState.COMPLETED,
+                        is_failure=False,
+                    )
+                    for number in numbers
+                )
+                submits = tuple(submit(number) for number in numbers)
+                allocations = tuple(give(number) for number in numbers)
+                await ledger.flush(epoch, changes.Batch(batch_id=f"s{first}", submits=submits))
+                await ledger.flush(epoch, changes.Batch(batch_id=f"a{first}", allocations=allocations))
+                result = await ledger.flush(epoch, changes.Batch(batch_id=f"e{first}", ends=ends))
+                assert set(result.ends) == {Verdict.APPLIED}
+
+        # A session tells what it has read as it ends.
+        async def is_told() -> bool:
+            await seen.execute("SELECT pg_stat_clear_snapshot()")
+            told = (await (await seen.execute(READ_OF_JOBS.encode())).fetchall())[0]
+            return bool(told[0] + told[1] + told[2] - sum(before) >= 2 * 200)
+
+        await until(is_told)
+        after = (await (await seen.execute(READ_OF_JOBS.encode())).fetchall())[0]
+    assert (after[1] - before[1], after[2] - before[2]) == (0, 0)
+
+
 async def test_a_restart_of_postgres_loses_nothing_and_the_store_recovers_by_itself(
     own_postgres: devstack.PostgresServer,
 ) -> None:

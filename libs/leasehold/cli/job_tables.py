@@ -110,8 +110,6 @@ def summary(document: job_documents.Document) -> str:
     if document["place_in_line"]:
         place = f" ({document['place_in_line']} of {document['line_length']} in line)"
     parts = [document["summary"], document["held_back_detail"] or document["held_back_reason"]]
-    if document["node"]:
-        parts.append(f"would start on {document['node']}")
     return f"{document['state']}{place}: " + ("; ".join(part for part in parts if part) or "nothing blocks it")
 
 

@@ -39,7 +39,8 @@ _WAITING_MAX = 1000
 class Database:
     """A pool of connections to one database. Raises only errors of ours.
 
-    `deadline_seconds` bounds one transaction, the wait for a connection (at most half of it) included.
+    `deadline_seconds` bounds one transaction, the wait for a connection (at most half of it) included. With
+    `finds_by_key` statements are planned for that alone, however small their tables are: see sql/session.sql.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Database:
         deadline_seconds: float = 2.0,
         connections_max: int = 8,
         application_name: str = "",
+        finds_by_key: bool = False,
     ) -> None:
         self._deadline_seconds = deadline_seconds
+        self._finds_by_key = finds_by_key
         self._last_connect_failure = ""
         self._is_open = False
         self._pool = psycopg_pool.AsyncConnectionPool(
@@ -129,6 +132,8 @@ class Database:
                     "idle_in_transaction_session_timeout": str(milliseconds // 2),
                 },
             )
+            if self._finds_by_key:
+                await connection.execute(_SQL["find_by_key"])
 
     async def _check(self, connection: Connection) -> None:
         poller = select.poll()

@@ -212,6 +212,7 @@ class PostgresJobStore:
             deadline_seconds=self._deadline_seconds,
             connections_max=1,
             application_name=self._flushing_name,
+            finds_by_key=True,
         )
         await self._flushing.open()
 

@@ -229,7 +229,8 @@ CREATE TABLE job (
         CHECK ((end_time IS NOT NULL) = (state IN ('COMPLETED', 'FAILED', 'CANCELLED')))
 ) WITH (fillfactor = 80);
 
-CREATE INDEX job_live ON job (queue) WHERE state IN ('PENDING', 'RUNNING');
+-- Not of states, which the flusher compares: it is to find jobs by id, and to leave them in place when they start.
+CREATE INDEX job_live ON job (queue) WHERE end_time IS NULL;
 CREATE INDEX job_newest ON job (submit_time, job_id);
 CREATE INDEX job_ended ON job (end_time) WHERE end_time IS NOT NULL;
 

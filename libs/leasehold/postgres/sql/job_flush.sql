@@ -92,7 +92,7 @@ SET nominal_cpus = excluded.nominal_cpus,
 -- delete_queue: Unless a job of it is pending or running.
 DELETE FROM job_queue AS q
 WHERE q.name = %(name)s
-    AND NOT EXISTS (SELECT FROM job AS j WHERE j.queue = q.name AND j.state IN ('PENDING', 'RUNNING'));
+    AND NOT EXISTS (SELECT FROM job AS j WHERE j.queue = q.name AND j.end_time IS NULL);
 
 -- put_capacities: What nodes declare.
 INSERT INTO node_capacity AS n (

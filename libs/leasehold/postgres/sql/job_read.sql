@@ -54,7 +54,7 @@ SELECT job_id::text, name, queue, priority, required_cpus, required_memory_bytes
     extract(epoch FROM start_time)::float8 AS start_time,
     extract(epoch FROM not_before_time)::float8 AS not_before_time, is_cancel_requested, outcome
 FROM job
-WHERE state = 'PENDING';
+WHERE end_time IS NULL AND state = 'PENDING';
 
 -- running_jobs: As `pending_jobs`, with the live row of each.
 SELECT j.job_id::text, j.name, j.queue, j.priority, j.required_cpus, j.required_memory_bytes, j.spec::text, j.state,
@@ -66,7 +66,7 @@ SELECT j.job_id::text, j.name, j.queue, j.priority, j.required_cpus, j.required_
     NULL::float8 AS released_time
 FROM job AS j
 LEFT JOIN resource_allocation_live AS a ON a.job_id = j.job_id
-WHERE j.state = 'RUNNING';
+WHERE j.end_time IS NULL AND j.state = 'RUNNING';
 
 -- list_jobs: Newest first, with the last row of each; NULL filters mean all.
 --
@@ -134,13 +134,13 @@ WHERE NOT a.released AND (j.state IS DISTINCT FROM 'RUNNING' OR j.attempt <> a.a
 UNION ALL
 SELECT 'RELEASED_UNENDED', j.job_id::text, format('it is RUNNING at attempt %%s, and has no live row', j.attempt)
 FROM job AS j
-WHERE j.state = 'RUNNING' AND NOT EXISTS (
+WHERE j.end_time IS NULL AND j.state = 'RUNNING' AND NOT EXISTS (
     SELECT FROM resource_allocation AS a WHERE NOT a.released AND a.job_id = j.job_id AND a.attempt = j.attempt
 )
 UNION ALL
 SELECT 'UNKNOWN_QUEUE', j.job_id::text, format('it is %%s in queue %%s, which is not there', j.state, j.queue)
 FROM job AS j
-WHERE j.state IN ('PENDING', 'RUNNING') AND NOT EXISTS (SELECT FROM job_queue AS q WHERE q.name = j.queue)
+WHERE j.end_time IS NULL AND NOT EXISTS (SELECT FROM job_queue AS q WHERE q.name = j.queue)
 LIMIT 1000;
 
 -- audit_counts: How much was looked at.
