@@ -4,7 +4,7 @@ Their order is that of `changes.Batch`. Every statement tells which of its chang
 number; the others changed nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from leasehold.core import epoch as epochs
 from leasehold.core.job import changes, model
@@ -24,14 +24,15 @@ async def flush(
     if fence is None:
         return None
     flush_seq: int = fence["flush_seq"]
-    over = await _lock(cursor, batch)
+    boots, over = await _lock(cursor, batch)
     ends = await _end(cursor, epoch, batch.ends, flush_seq)
     cancels = await _cancel(cursor, epoch, batch.cancels)
     queues = [await _change_queue(cursor, epoch, change) for change in batch.queues]
     capacities = await _put_capacities(cursor, batch.capacities)
     kept, refused = await _keep(cursor, batch.answers)
     submits = await _submit(cursor, batch.submits, refused)
-    allocations = await _allocate(cursor, epoch, batch.allocations, flush_seq)
+    boots |= {change.node: change.boot_id for change in batch.capacities}
+    allocations = await _allocate(cursor, epoch, batch.allocations, flush_seq, boots)
     changed = sorted({change.node for change in batch.capacities} | over)
     if changed:
         await cursor.execute(_SQL["log_capacities"], {"nodes": columns.texts(changed), "flush_seq": flush_seq})
@@ -70,7 +71,7 @@ async def release_ended(cursor: database.Cursor, epoch: epochs.Epoch) -> int | N
         )
         for row in await cursor.fetchall()
     )
-    over = await _lock(cursor, changes.Batch(batch_id="-", ends=ends))
+    _, over = await _lock(cursor, changes.Batch(batch_id="-", ends=ends))
     released = await _end(cursor, epoch, ends, fence["flush_seq"])
     if over:
         await cursor.execute(
@@ -110,17 +111,18 @@ async def _numbers(cursor: database.Cursor) -> list[int]:
     return [row["number"] for row in await cursor.fetchall()]
 
 
-async def _lock(cursor: database.Cursor, batch: changes.Batch) -> set[str]:
-    """Lock the nodes that the batch touches; those whose gated total falls as jobs release."""
+async def _lock(cursor: database.Cursor, batch: changes.Batch) -> tuple[dict[str, str], set[str]]:
+    """Lock the nodes that the batch touches; their boots, and those whose gated total falls as jobs release."""
     nodes = {change.node for change in batch.capacities} | {change.node for change in batch.allocations}
     ends = [change.ref.job_id for change in batch.ends]
     if not nodes and not ends:
-        return set()
+        return {}, set()
     await cursor.execute(
         _SQL["lock_nodes"], {"nodes": columns.texts(sorted(nodes)), "job_ids": columns.texts(ends)}
     )
     found = await cursor.fetchall()
-    return {row["node"] for row in found if row["is_over"]} if ends else set()
+    over = {row["node"] for row in found if row["is_over"]} if ends else set()
+    return {row["node"]: row["boot_id"] for row in found}, over
 
 
 async def _end(
@@ -273,22 +275,29 @@ async def _submit(
 
 
 async def _allocate(
-    cursor: database.Cursor, epoch: epochs.Epoch, allocations: Sequence[changes.Allocate], flush_seq: int
+    cursor: database.Cursor,
+    epoch: epochs.Epoch,
+    allocations: Sequence[changes.Allocate],
+    flush_seq: int,
+    boots: Mapping[str, str],
 ) -> _Verdicts:
-    if not allocations:
-        return ()
+    # Their nodes are locked: what was read of them holds, and need not be looked for again.
+    numbers = [number for number, each in enumerate(allocations) if boots.get(each.node) == each.boot_id]
+    chosen = [allocations[number] for number in numbers]
+    if not chosen:
+        return (changes.Verdict.STALE,) * len(allocations)
     await cursor.execute(
         _SQL["allocate"],
         {
             "flush_seq": flush_seq,
             "epoch": epoch.encode(),
-            "job_ids": columns.texts([each.ref.job_id for each in allocations]),
-            "attempts": columns.numbers(each.ref.attempt for each in allocations),
-            "nodes": columns.texts([each.node for each in allocations]),
-            "boot_ids": columns.texts([each.boot_id for each in allocations]),
-            "queues": columns.texts([each.queue for each in allocations]),
-            "cpus": columns.numbers(each.held.cpus for each in allocations),
-            "memory_bytes": columns.numbers(each.held.memory_bytes for each in allocations),
+            "job_ids": columns.texts([each.ref.job_id for each in chosen]),
+            "attempts": columns.numbers(each.ref.attempt for each in chosen),
+            "nodes": columns.texts([each.node for each in chosen]),
+            "boot_ids": columns.texts([each.boot_id for each in chosen]),
+            "queues": columns.texts([each.queue for each in chosen]),
+            "cpus": columns.numbers(each.held.cpus for each in chosen),
+            "memory_bytes": columns.numbers(each.held.memory_bytes for each in chosen),
         },
     )
-    return _verdicts(len(allocations), await _numbers(cursor))
+    return _verdicts(len(allocations), [1 + numbers[number - 1] for number in await _numbers(cursor)])

@@ -19,8 +19,8 @@ FROM resource_allocation_live AS a
 LEFT JOIN job AS j USING (job_id)
 WHERE j.state IS NULL OR j.state IN ('COMPLETED', 'FAILED', 'CANCELLED');
 
--- lock_nodes: Of everything that the batch touches, in the order of names; what each has.
-SELECT node, gated_cpus > declared_cpus OR gated_memory_bytes > declared_memory_bytes AS is_over
+-- lock_nodes: Of everything that the batch touches, in the order of names; what each is.
+SELECT node, boot_id, gated_cpus > declared_cpus OR gated_memory_bytes > declared_memory_bytes AS is_over
 FROM node_capacity
 WHERE node IN (
     SELECT unnest(%(nodes)s::text[])
@@ -138,7 +138,7 @@ FROM unnest(
 ON CONFLICT (job_id) DO NOTHING
 RETURNING job_id::text;
 
--- allocate: Pending jobs get rows, and are counted, where their node is known with this boot; which were.
+-- allocate: Pending jobs get rows, and are counted at nodes that are locked and have this boot; which were.
 WITH wanted AS (
     SELECT *
     FROM unnest(
@@ -149,7 +149,6 @@ WITH wanted AS (
     UPDATE job AS j
     SET state = 'RUNNING', attempt = w.attempt, start_time = now(), not_before_time = NULL
     FROM wanted AS w
-    JOIN node_capacity AS n ON n.node = w.node AND n.boot_id = w.boot_id
     WHERE j.job_id = w.job_id AND j.state = 'PENDING' AND j.attempt = w.attempt - 1
     RETURNING w.number, w.job_id, w.attempt, w.node, w.boot_id, w.queue, w.cpus, w.memory_bytes
 ), given AS (
