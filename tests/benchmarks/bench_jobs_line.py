@@ -108,7 +108,7 @@ class Fleet:
         deadline, since, running = time.monotonic() + WAIT_SECONDS, time.monotonic(), -1
         while time.monotonic() < deadline:
             told = self.ask("status")
-            if told["connected"] < nodes or told["running"] != running:
+            if told["connected"] < nodes or not told["running"] or told["running"] != running:
                 since, running = time.monotonic(), told["running"]
             elif time.monotonic() - since > 3.0:
                 return told

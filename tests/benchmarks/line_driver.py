@@ -24,12 +24,14 @@ from leasehold.api.node.v1 import node_pb2
 from leasehold.api.node.v1 import node_service_pb2 as wire
 from leasehold.api.node.v1 import node_service_pb2_grpc as wire_grpc
 from leasehold.rpc import channel as channels
+from leasehold.runtime import retry
 
 #: Streams on one connection: what is measured are jobs, not sockets.
 STREAMS_PER_CHANNEL = 50
 CPUS, MEMORY_BYTES = 24, 256 * 2**30
 ZONES = 4
 TEMPLATE = "encode"
+BACKOFF = retry.Backoff(initial_seconds=0.1, max_seconds=2.0)
 
 Ref = tuple[str, int]
 
@@ -62,12 +64,17 @@ class Agent:
 
     async def run(self, made: list[Any]) -> None:
         """Keep a stream to whoever leads, by one of these channels, until cancelled."""
-        for channel in itertools.cycle(made):
-            with contextlib.suppress(grpc.RpcError):
-                await self._connect(wire_grpc.NodeServiceStub(channel).SyncNode())
-            self.is_connected = False
-            # As real agents do: not all at the same time.
-            await asyncio.sleep(random.uniform(0.2, 1.0))
+        rng = random.Random(self.name)
+        while True:
+            # As real agents do.
+            for delay in BACKOFF.delays(rng):
+                for channel in made:
+                    with contextlib.suppress(grpc.RpcError):
+                        await self._connect(wire_grpc.NodeServiceStub(channel).SyncNode())
+                has_served, self.is_connected = self.is_connected, False
+                if has_served:
+                    break
+                await asyncio.sleep(delay)
 
     async def _connect(self, call: Any) -> None:
         self._outbox = asyncio.Queue()

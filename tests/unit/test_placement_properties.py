@@ -85,8 +85,7 @@ class World:
             held = [one.held for one in self.running.values() if one.node == name]
             used = model.Resources(sum(one.cpus for one in held), sum(one.memory_bytes for one in held))
             made.put_node(dataclasses.replace(node, used=used))
-        for waiting in self.waiting.values():
-            made.add(waiting)
+        made.add_all(self.waiting.values())
         return made
 
     def plan(self) -> list[model.Placement]:

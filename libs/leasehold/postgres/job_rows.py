@@ -111,10 +111,17 @@ class LiveJobs:
         key = tuple(map(row.__getitem__, _OF_SPEC))
         spec = self._specs.get(key)
         if spec is None:
-            spec = self._specs[key] = _spec(row, json.loads(row["spec"]))
+            document, _ = _JSON.raw_decode(row["spec"])
+            spec = _spec(row, document)
+            if len(self._specs) < _SPECS_KEPT:
+                self._specs[key] = spec
         return spec
 
 
+#: Where no two are alike more would only cost.
+_SPECS_KEPT = 4096
+#: Of Postgres's own text, which has nothing around it.
+_JSON = json.JSONDecoder()
 _OF_SPEC = ("spec", "name", "queue", "priority", "required_cpus", "required_memory_bytes")
 
 

@@ -26,9 +26,8 @@ class Loaded:
         snapshot: changes.Snapshot,
         *,
         ageing_seconds: float,
-        before: Mapping[str, model.JobRecord],
     ) -> None:
-        """Read a snapshot; `now` and `wall` are of one instant, `before` is what was known of jobs till now."""
+        """Read a snapshot; `now` and `wall` are of one instant."""
         self.capacities = snapshot.capacities
         self.is_breaker_open = snapshot.is_breaker_open
         self.scheduler = scheduler.Scheduler(ageing_seconds=ageing_seconds)
@@ -40,14 +39,20 @@ class Loaded:
         self.running: Counter[str] = Counter()
         for queue in snapshot.queues:
             self.scheduler.put_queue(queue)
+        in_line = []
         for job in snapshot.jobs:
             self.jobs[job.job_id] = job
             if job.state is JobState.RUNNING and job.allocation is not None:
                 self._runs(now, wall, job, job.allocation)
             else:
-                self.pending[job.spec.queue] += 1
-                self.scheduler.add(waiting(job, now, wall))
-        #: Jobs that are other than `before`, or new, or gone.
+                in_line.append(job)
+        self.pending.update(job.spec.queue for job in in_line)
+        self.scheduler.add_all(waiting(job, now, wall) for job in in_line)
+        #: See `compare`.
+        self.changed: list[str] = []
+
+    def compare(self, before: Mapping[str, model.JobRecord]) -> None:
+        """Have in `changed` the jobs that are other than `before`, or new, or gone."""
         self.changed = [
             job_id
             for job_id in dict.fromkeys([*before, *self.jobs])

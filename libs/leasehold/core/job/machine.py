@@ -344,7 +344,9 @@ class JobMachine:
         Changes nothing, and reads nothing but what batches change, of which none is under way; so another
         thread may do it while events go on.
         """
-        return self.mirror.prepare(now, wall, snapshot)
+        loaded = self.mirror.prepare(now, wall, snapshot)
+        loaded.compare(self.mirror.jobs)
+        return loaded
 
     def reloaded(self, now: float, loaded: loading.Loaded, was_committed: bool = False) -> None:
         """What is committed, read anew; `was_committed`: the batch that was in flight is."""

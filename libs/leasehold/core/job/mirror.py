@@ -30,7 +30,7 @@ class Mirror:
 
     def prepare(self, now: float, wall: float, snapshot: changes.Snapshot) -> loading.Loaded:
         """Read a snapshot for `begin_from`. Changes nothing here."""
-        return loading.Loaded(now, wall, snapshot, ageing_seconds=self._ageing_seconds, before=self.jobs)
+        return loading.Loaded(now, wall, snapshot, ageing_seconds=self._ageing_seconds)
 
     def begin_from(self, loaded: loading.Loaded) -> None:
         """Begin anew; what is known of nodes and attempts that are live still is kept."""

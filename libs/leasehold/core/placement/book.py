@@ -4,7 +4,7 @@ import bisect
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from leasehold.core.placement import backfill, ends, fit, lines, model, order, ranking, room
 
@@ -152,19 +152,37 @@ class Book:
         else:
             self._join(waiting)
 
+    def add_all(self, found: Iterable[model.Waiting]) -> None:
+        """Jobs that are not in line yet join it, or rest."""
+        joining: dict[lines.JobLine, list[order.Entry]] = {}
+        for waiting in found:
+            if waiting.not_before > -math.inf:
+                self.add(waiting)
+                continue
+            entry, line = self.entry_of(waiting), self._line_of(waiting)
+            joining.setdefault(line, []).append(entry)
+            self.waiting[waiting.job_id] = (entry, line)
+        for line, entries in joining.items():
+            before = line.head
+            line.extend(entries)
+            self.heads.moved(line, before)
+
     def _join(self, waiting: model.Waiting) -> None:
-        state = self.shapes.get(waiting.shape)
-        if state is None:
-            state = self.shapes.add(waiting.shape, self.group_of(waiting.shape))
-            state.group.shapes += 1
-        entry = self.entry_of(waiting)
-        line = state.lines.get(waiting.queue)
-        if line is None:
-            line = state.lines[waiting.queue] = lines.JobLine(state, self._queue(waiting.queue))
+        entry, line = self.entry_of(waiting), self._line_of(waiting)
         before = line.head
         line.add(entry)
         self.heads.moved(line, before)
         self.waiting[waiting.job_id] = (entry, line)
+
+    def _line_of(self, waiting: model.Waiting) -> lines.JobLine:
+        state = self.shapes.get(waiting.shape)
+        if state is None:
+            state = self.shapes.add(waiting.shape, self.group_of(waiting.shape))
+            state.group.shapes += 1
+        line = state.lines.get(waiting.queue)
+        if line is None:
+            line = state.lines[waiting.queue] = lines.JobLine(state, self._queue(waiting.queue))
+        return line
 
     def group_of(self, shape: model.Shape) -> lines.Group:
         """The nodes that `shape` is allowed on."""

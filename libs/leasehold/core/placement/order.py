@@ -10,6 +10,7 @@ do the others.
 
 import bisect
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from leasehold.core.placement import model
@@ -49,6 +50,12 @@ class Line:
         """Join."""
         bisect.insort(self._entries, entry, lo=self._first)
         self.head = self._entries[self._first]
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """Join, all of them."""
+        self._entries = sorted([*self._entries[self._first :], *entries])
+        self._first = 0
+        self.head = self.at(0)
 
     def remove(self, entry: Entry) -> None:
         """Leave; `entry` is in line."""

@@ -11,6 +11,8 @@ Promises (see `backfill`) hold if a job's `Running.ends_by` is no later than the
 go by the clock that `now` is of; submit times by the wall clock.
 """
 
+from collections.abc import Iterable
+
 from leasehold.core import errors
 from leasehold.core.placement import book, explain, fit, lines, model, planner
 
@@ -44,6 +46,10 @@ class Scheduler:
     def add(self, waiting: model.Waiting) -> None:
         """Put a job in line, or replace it there. A job of an unknown queue has no quota to keep to."""
         self._book.add(waiting)
+
+    def add_all(self, found: Iterable[model.Waiting]) -> None:
+        """Put jobs in line that are not in it; for many, much quicker than one by one."""
+        self._book.add_all(found)
 
     def remove(self, job_id: str) -> None:
         """Take a job out of the line, if it is there."""
