@@ -34,12 +34,14 @@ def entry_of(waiting: model.Waiting, ageing_seconds: float) -> Entry:
 class Line:
     """Entries in order. Taking the first is cheap, whatever the length; so is joining as the last."""
 
-    __slots__ = ("_entries", "_first", "head")
+    __slots__ = ("_entries", "_first", "_shortest_seconds", "head")
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         #: Those before it are gone, and are dropped together now and then.
         self._first = 0
+        #: No entry runs for less.
+        self._shortest_seconds = math.inf
         #: The first, if there is one.
         self.head: Entry | None = None
 
@@ -49,12 +51,14 @@ class Line:
     def add(self, entry: Entry) -> None:
         """Join."""
         bisect.insort(self._entries, entry, lo=self._first)
+        self._shortest_seconds = min(self._shortest_seconds, entry.run_seconds)
         self.head = self._entries[self._first]
 
     def extend(self, entries: Iterable[Entry]) -> None:
         """Join, all of them."""
         self._entries = sorted([*self._entries[self._first :], *entries])
         self._first = 0
+        self._shortest_seconds = min(entry.run_seconds for entry in self._entries)
         self.head = self.at(0)
 
     def remove(self, entry: Entry) -> None:
@@ -80,9 +84,11 @@ class Line:
 
     def next_within(self, position: int, run_seconds: float) -> int | None:
         """Position of the first from `position` on whose longest run is at most `run_seconds`."""
-        if run_seconds <= 0.0:
+        if run_seconds < self._shortest_seconds:
             return None
         for index in range(self._first + position, len(self._entries)):
             if self._entries[index].run_seconds <= run_seconds:
                 return index - self._first
+        # Those that were are gone: else all would be asked again for each plan.
+        self._shortest_seconds = min(entry.run_seconds for entry in self._entries[self._first :])
         return None
