@@ -275,12 +275,52 @@ async def test_pages_tell_each_job_once_and_a_deep_one_is_found_by_the_index(pos
             has_more = page.has_more
         assert len(told) == 20_000 and told == sorted(set(told), reverse=True)
 
-        parameters = dict.fromkeys(("job_id", "states", "queue", "node"))
+        parameters = dict.fromkeys(("job_id", "states", "has_ended", "queue", "node"))
         deep = {"before_time": told[-500][0], "before_id": told[-500][1], "limit": 100}
         statement = b"EXPLAIN " + queries.load("job_read.sql")["list_jobs"]
         explained = await connection.execute(statement, {**parameters, **deep}, prepare=False)
         plan = "\n".join(str(row[0]) for row in await explained.fetchall())
         assert "using job_newest" in plan and "Index Cond: (ROW(submit_time, job_id) <" in plan, plan
+
+
+READ_IN_ALL = """
+SELECT t.seq_tup_read, sum(i.idx_tup_read)::bigint, sum(i.idx_scan)::bigint
+FROM pg_stat_user_tables AS t
+JOIN pg_stat_user_indexes AS i USING (relid)
+WHERE t.relname = 'job'
+GROUP BY 1
+"""
+
+
+async def test_a_list_that_nothing_matches_does_not_go_through_the_history(postgres_dsn: str) -> None:
+    await prepared(postgres_dsn)
+    nothing = [
+        job_port.JobFilter(states=frozenset({model.JobState.PENDING})),
+        job_port.JobFilter(states=frozenset({model.JobState.PENDING, model.JobState.RUNNING})),
+        job_port.JobFilter(states=frozenset({model.JobState.FAILED})),
+        job_port.JobFilter(states=frozenset({model.JobState.FAILED, model.JobState.CANCELLED})),
+        job_port.JobFilter(queue="gpu"),
+    ]
+    async with psycopg_connection(postgres_dsn) as seen:
+        await seen.execute(ENDED_LONG_AGO.encode())
+        await seen.execute("VACUUM ANALYZE job")
+        before = (await (await seen.execute(READ_IN_ALL.encode())).fetchall())[0]
+        async with job_store.PostgresJobStore(postgres_dsn) as ledger:
+            for chosen in nothing:
+                assert (await ledger.list_jobs(chosen, page_size=100, before=None)).items == ()
+
+        async def told() -> tuple[int, ...]:
+            await seen.execute("SELECT pg_stat_clear_snapshot()")
+            after = (await (await seen.execute(READ_IN_ALL.encode())).fetchall())[0]
+            return tuple(late - early for late, early in zip(after, before, strict=True))
+
+        async def is_told() -> bool:
+            read, found, scans = await told()
+            return read + found + scans >= len(nothing)
+
+        await until(is_told)
+        read, found, _ = await told()
+    assert read + found < 100
 
 
 @pytest.mark.parametrize("places", [[7], [0, 19], []])

@@ -267,6 +267,7 @@ class PostgresJobStore:
         found = await self._listed(
             limit=page_size + 1,
             states=sorted(state.value for state in chosen.states) or None,
+            has_ended=_have_ended(chosen.states),
             queue=chosen.queue or None,
             node=chosen.node or None,
             before_time=None if before is None else before[0],
@@ -275,7 +276,8 @@ class PostgresJobStore:
         return port.Page(tuple(map(job_rows.job, found[:page_size])), has_more=len(found) > page_size)
 
     async def _listed(self, **filters: Any) -> list[database.Row]:
-        parameters = dict.fromkeys(("job_id", "states", "queue", "node", "before_time", "before_id"))
+        names = ("job_id", "states", "has_ended", "queue", "node", "before_time", "before_id")
+        parameters = dict.fromkeys(names)
         async with self._reading.transaction() as cursor:
             # Not prepared: it is to be planned with its values.
             await cursor.execute(_SQL["list_jobs"], {**parameters, **filters}, prepare=False)
@@ -309,6 +311,12 @@ class PostgresJobStore:
         if fence != epoch:
             raise rules.stale_epoch(epoch, fence)
         return await job_house.keep(self._reading, rules.checked_age(retention_seconds))
+
+
+def _have_ended(states: Collection[model.JobState]) -> bool | None:
+    """Whether jobs of these states have all ended, or none of them; None: neither, or any state will do."""
+    found = {state in model.TERMINAL_STATES for state in states}
+    return found.pop() if len(found) == 1 else None
 
 
 def _session_name(epoch: epochs.Epoch) -> str:

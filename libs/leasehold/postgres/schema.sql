@@ -233,6 +233,9 @@ CREATE TABLE job (
 CREATE INDEX job_live ON job (queue) WHERE end_time IS NULL;
 CREATE INDEX job_newest ON job (submit_time, job_id);
 CREATE INDEX job_ended ON job (end_time) WHERE end_time IS NOT NULL;
+-- Of states only once they change no more: a job that starts stays where it is.
+CREATE INDEX job_ended_state ON job (state, submit_time, job_id) WHERE end_time IS NOT NULL;
+CREATE INDEX job_queue_newest ON job (queue, submit_time, job_id);
 
 -- The ledger. Live rows are few and in a partition of their own; released ones are in partitions by day, which are
 -- made for days to come and dropped after the retention. There is no default partition, which would forbid that.

@@ -72,7 +72,8 @@ WHERE j.end_time IS NULL AND j.state = 'RUNNING';
 --
 -- Planned with its values, so each filter that is NULL falls away. A page that begins deep in the list is found by
 -- the index of submit times, which must be compared as they are kept; jobs of a rare node by a join from its rows,
--- which a lateral subquery would forbid.
+-- which a lateral subquery would forbid; those of rare states by the index of jobs that have ended, or have not,
+-- which is what `has_ended` says of the states that are asked for (NULL: some of both).
 SELECT j.job_id::text, j.name, j.queue, j.priority, j.required_cpus, j.required_memory_bytes, j.spec, j.state,
     j.attempt, j.failures, j.principal, extract(epoch FROM j.submit_time)::float8 AS submit_time,
     extract(epoch FROM j.start_time)::float8 AS start_time, extract(epoch FROM j.end_time)::float8 AS end_time,
@@ -84,6 +85,7 @@ FROM job AS j
 LEFT JOIN resource_allocation AS a ON a.job_id = j.job_id AND a.attempt = j.attempt
 WHERE (%(job_id)s::uuid IS NULL OR j.job_id = %(job_id)s)
     AND (%(states)s::text[] IS NULL OR j.state = ANY (%(states)s))
+    AND (%(has_ended)s::boolean IS NULL OR (j.end_time IS NOT NULL) = %(has_ended)s)
     AND (%(queue)s::text IS NULL OR j.queue = %(queue)s)
     AND (%(node)s::text IS NULL OR a.node = %(node)s)
     AND (
