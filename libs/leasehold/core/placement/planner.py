@@ -10,6 +10,8 @@ from leasehold.core.placement import backfill, book, ends, fit, lines, model, or
 
 #: Of groups as small as this, each node is looked at; for larger ones the index is asked.
 _SMALL_GROUP = 16
+#: More lines than these are gone through anew once room that had been found is taken.
+_AHEAD_MAX = 64
 
 
 class Chance(enum.Enum):
@@ -69,6 +71,9 @@ class Planner:
             if turn.chance is Chance.FITS:
                 self._place(turn.node, entry, line)
                 line_up.follow(line, position + 1)
+                if self._is_full() and turn.node in self._grown and line_up.ahead > _AHEAD_MAX:
+                    # Most of those that would have had room there have none any more.
+                    line_up.leave_out_blocked(self._unkept(), self._perhaps_open())
                 continue
             kept = len(self.promised) + len(self._quota_kept)
             following = self.refuse(turn, entry, position, line)
@@ -281,6 +286,11 @@ class _LineUp:
         self._at += 1
         entry, line = head
         return entry, 0, line
+
+    @property
+    def ahead(self) -> int:
+        """Lines that had no turn yet."""
+        return len(self._heads) - self._at
 
     def follow(self, line: lines.JobLine, position: int) -> None:
         """The line goes on at this position, if it is that long."""
