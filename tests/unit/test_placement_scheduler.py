@@ -405,3 +405,36 @@ def test_one_plan_places_no_more_than_was_asked_for() -> None:
         made.add(job(f"j{number}"))
 
     assert len(made.plan(0.0, most=3)) == 3
+
+
+def crowded() -> scheduler.Scheduler:
+    """Four nodes with 4 CPUs free until 100 s, each kept for a job that needs nearly all of it by then."""
+    made = world(*(node(f"n{number}", cpus=10) for number in range(4)))
+    for number in range(4):
+        made.started(running(f"r{number}", f"n{number}", 6, ends_by=100.0))
+        made.add(job(f"head{number}", shape(7 + number), priority=9))
+    made.add(job("long", shape(4), run=1000.0))
+    assert made.plan(0.0) == made.plan(0.0) == []
+    return made
+
+
+def test_a_short_job_passes_where_those_like_it_were_kept_out() -> None:
+    made = crowded()
+    made.add(job("short", shape(4), at=1.0, run=50.0))
+
+    assert [placed.job_id for placed in made.plan(0.0)] == ["short"]
+
+
+def test_those_kept_out_go_where_room_comes_that_is_kept_for_nobody() -> None:
+    made = crowded()
+    made.put_node(node("n4", cpus=4))
+
+    assert made.plan(0.0) == [model.Placement("long", "n4")]
+
+
+def test_those_kept_out_pass_once_what_is_kept_is_for_others() -> None:
+    made = crowded()
+    made.remove("head3")
+    made.add(job("head4", shape(5), priority=9))
+
+    assert [placed.job_id for placed in made.plan(0.0)] == ["long"]

@@ -176,6 +176,9 @@ class Book:
 
     def _line_of(self, waiting: model.Waiting) -> lines.JobLine:
         state = self.shapes.get(waiting.shape)
+        if state is not None:
+            # A job that may pass, perhaps.
+            state.kept_out_by = None
         if state is None:
             state = self.shapes.add(waiting.shape, self.group_of(waiting.shape))
             state.group.shapes += 1

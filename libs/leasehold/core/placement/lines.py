@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from leasehold.core.placement import ends, model, order
 
 
+#: By node: until when it is kept, and what is left beside.
+Promises = tuple[tuple[str, float, model.Resources], ...]
+
+
 class Group:
     """Nodes that labels and templates allow to jobs with one selector and template."""
 
@@ -24,7 +28,7 @@ class Group:
 class ShapeState:
     """Waiting jobs of one shape, and what is known of their chances."""
 
-    __slots__ = ("group", "hopeless_since", "is_blocked", "lines", "number", "shape")
+    __slots__ = ("group", "hopeless_since", "is_blocked", "kept_out_by", "lines", "number", "shape")
 
     def __init__(self, shape: model.Shape, group: Group, number: int) -> None:
         self.shape = shape
@@ -35,6 +39,8 @@ class ShapeState:
         self.lines: dict[str, JobLine] = {}
         #: No node has room for it; so it stays until one grows. Set by `Shapes`.
         self.is_blocked = False
+        #: Promises that let none of its jobs pass; none has come since.
+        self.kept_out_by: Promises | None = None
         #: The topology in which no open node could hold it, even when all that runs has ended.
         self.hopeless_since = -1
 

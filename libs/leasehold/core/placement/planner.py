@@ -56,6 +56,8 @@ class Planner:
         #: By node, and by queue: what this plan has placed.
         self._on_node: dict[str, ends.Ends] = {}
         self._of_queue: dict[str, ends.Ends] = {}
+        #: Once all are made.
+        self._promises: lines.Promises | None = None
         #: Shapes for which a promise was sought.
         self._sought: set[lines.ShapeState] = set()
 
@@ -84,17 +86,26 @@ class Planner:
         self._book.looked({name: self.free[name] for name in self._on_node}, at_all=item is None)
 
     def _perhaps_open(self) -> Iterable[lines.ShapeState]:
-        """Shapes that are not known to be blocked."""
+        """Shapes that are not known to be blocked, nor to be kept out by the promises that are made now."""
         shapes = self._book.shapes
+        self._promises = tuple(
+            (name, promise.until, promise.extra) for name, promise in sorted(self.promised.items())
+        )
+        still = [
+            state for state in shapes.open if state.kept_out_by != self._promises or self._has_grown_for(state)
+        ]
         grown = [state for name in self._grown for state in shapes.blocked_within(self.free[name])]
-        return dict.fromkeys([*shapes.open, *grown])
+        return dict.fromkeys([*still, *grown])
 
-    def _is_blocked(self, state: lines.ShapeState) -> bool:
-        if state.is_blocked and any(
+    def _has_grown_for(self, state: lines.ShapeState) -> bool:
+        return any(
             # The first is what most fail by, and quick.
             self.free[name].holds(state.shape.required) and name in state.group.names
             for name in self._grown
-        ):
+        )
+
+    def _is_blocked(self, state: lines.ShapeState) -> bool:
+        if state.is_blocked and self._has_grown_for(state):
             self._book.shapes.unblock(state)
         return state.is_blocked
 
@@ -215,7 +226,15 @@ class Planner:
         if turn.chance is Chance.BLOCKED:
             self._book.shapes.block(line.state)
             return None
-        return line.next_within(position + 1, turn.longest_seconds)
+        following = line.next_within(position + 1, turn.longest_seconds)
+        if (
+            following is None
+            and position == 0
+            and turn.chance is Chance.ROOM_KEPT
+            and len(line.state.lines) == 1
+        ):
+            line.state.kept_out_by = self._promises
+        return following
 
     def _keep_quota(self, entry: order.Entry, line: lines.JobLine) -> None:
         name = line.queue.queue.name
