@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from leasehold.core.placement import ends, model, order
 
-
 #: By node: until when it is kept, and what is left beside.
 Promises = tuple[tuple[str, float, model.Resources], ...]
 
