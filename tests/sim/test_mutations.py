@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+from leasehold.core.budget import aftermath, messages, model, stock
 from leasehold.core.budget import book as books
 from leasehold.core.budget import holder as holders
 from leasehold.core.budget import lease as leases
 from leasehold.core.budget import limiter as limiters
 from leasehold.core.budget import machine as machines
-from leasehold.core.budget import messages, model, stock
 from leasehold.sim import actors_allocator, actors_holder, store, world, world_scenarios
 from leasehold.sim.world_scenarios import Scenario
 
@@ -301,6 +301,21 @@ def _safe_capacity_is_not_kept_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leases.Lease, "safe", property(lambda self: (), lambda self, value: None))
 
 
+def _durations_are_those_of_the_present(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(aftermath.Aftermath, "rules", lambda self, spec: leases.StrandRules.of(spec))
+
+
+def _a_removed_dimension_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(books.Book, "_quarantine_again", lambda self, removed, now: None)
+
+
+def _a_successor_forgets_removed_dimensions(patch: pytest.MonkeyPatch) -> None:
+    plain = aftermath.Aftermath.begun_at
+    patch.setattr(
+        aftermath.Aftermath, "begun_at", lambda self, now: dataclasses.replace(plain(self, now), removed=())
+    )
+
+
 def _with_safe(scenario: Scenario) -> Scenario:
     safe = {d.name: d.limit // 4 // 1_000_000 * 1_000_000 for d in scenario.spec.dimensions}
     classes = (model.HolderClass(pattern="w0", safe_capacity=safe),)
@@ -356,6 +371,18 @@ RULES = [
         _lowered_limit_does_not_bind,
         25,
         lambda s: _faults(limit_change=2.0)(_steady(s, users=20)),
+    ),
+    Rule(
+        "calls go by the bound under which they began", "redefinitions", _durations_are_those_of_the_present, 40
+    ),
+    Rule(
+        "use of a removed dimension counts if it comes back", "redefinitions", _a_removed_dimension_is_forgotten
+    ),
+    Rule(
+        "a removed dimension is remembered by the next leader",
+        "redefinitions",
+        _a_successor_forgets_removed_dimensions,
+        25,
     ),
     Rule(
         "a transaction that was overtaken is refused",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leasehold.core import epoch as epochs
 from leasehold.core import errors, processes
+from leasehold.core.budget import aftermath as aftermaths
 from leasehold.core.budget import allocator, effects, messages, model
 from leasehold.sim import actors, network, store, world_time
 
@@ -30,6 +31,7 @@ class StoredDefinition:
     spec: model.BudgetSpec
     version: int
     is_retired: bool
+    aftermath: aftermaths.Aftermath
 
 
 class Replica(actors.Process):
@@ -89,7 +91,9 @@ class Replica(actors.Process):
         stored = list(world.store.values.items())
         for _, value in stored:
             if isinstance(value, StoredDefinition):
-                core.restore_definition(value.spec, value.version, now, is_retired=value.is_retired)
+                core.restore_definition(
+                    value.spec, value.version, now, is_retired=value.is_retired, aftermath=value.aftermath
+                )
         for _, value in stored:
             if isinstance(value, effects.Record):
                 core.restore_record(value, now)
@@ -284,7 +288,7 @@ def _writes_of(batch: list[effects.Effect]) -> list[store.Write]:
         elif isinstance(effect, effects.DeleteRecord):
             writes.append(store.Delete(effect.key))
         elif isinstance(effect, effects.PutDefinition):
-            stored = StoredDefinition(effect.spec, effect.version, effect.is_retired)
+            stored = StoredDefinition(effect.spec, effect.version, effect.is_retired, effect.aftermath)
             writes.append(store.Put(effect.spec.name, stored))
         elif isinstance(effect, effects.DeleteDefinition):
             writes.append(store.Delete(effect.budget))

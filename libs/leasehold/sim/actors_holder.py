@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from leasehold.sim.world import World
 
 CONNECT_RETRY_SECONDS = 0.1
+#: Before its bound a call is ended, for the provider to hear of it in time.
+CALL_END_SECONDS = 0.05
 
 
 @dataclass(slots=True, kw_only=True)
@@ -289,7 +291,9 @@ class HolderProcess(actors.Process):
         assert shape is not None
         call = _Call(cost, self._actual(amounts), now, ticket, shape)
         self.calls[call] = None
-        seconds = rng.uniform(load.call_seconds_min, load.call_seconds_max)
+        # A client ends its calls by the terms under which they began.
+        longest = min(load.call_seconds_max, shape.terms.max_call_seconds - CALL_END_SECONDS)
+        seconds = rng.uniform(load.call_seconds_min, longest)
         self.scheduler.after(max(seconds, arrives_at - self.scheduler.now), lambda: self._provider_done(call))
         return call
 

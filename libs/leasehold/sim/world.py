@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from leasehold.core import processes
-from leasehold.core.budget import allocator, effects, machine, messages, model, quantity
+from leasehold.core.budget import aftermath, allocator, effects, machine, messages, model, quantity
 from leasehold.sim import (
     actors_allocator,
     actors_holder,
@@ -36,6 +36,8 @@ CLOCK_SKEW = 0.00045
 #: The provider counts an arrival at the latest so long after the admission, as part of the budget's jitter; the
 #: rest of the jitter is for clocks that differ in rate over a window.
 ARRIVAL_PART = 0.9
+#: Under these names the book counts units that may be anybody's.
+_NOBODYS = (machine.UNKNOWN_PAST, aftermath.EARLIER_DEFINITION)
 
 
 class World:
@@ -60,6 +62,7 @@ class World:
         self.arrival_seconds_max = self.spec.arrival_jitter_seconds * ARRIVAL_PART
         self.is_deleted = False
         self._ttl_before = self.spec.ttl_seconds
+        self._orphan_seconds_in_force = self.spec.orphan_call_seconds
         self._definition_settles_at = 0.0
         for dimension in self.spec.dimensions:
             self.auditor.set_limit(0.0, dimension.name, dimension.limit, grace_seconds=0.0)
@@ -160,7 +163,7 @@ class World:
         life = self.holders[name]
         if not life.is_alive:
             return
-        life.crash(self.spec.orphan_call_seconds)
+        life.crash(min(self.spec.orphan_call_seconds, self._orphan_seconds_in_force))
         process = life.process
         if process is not None:
             for replica in list(self.replicas.values()):
@@ -343,6 +346,7 @@ class World:
                     self.scheduler.now, dimension.name, dimension.limit, grace_seconds=grace_seconds
                 )
             self._ttl_before = spec.ttl_seconds
+            self._orphan_seconds_in_force = spec.orphan_call_seconds
 
     # Judgement
 
@@ -378,7 +382,7 @@ class World:
         self.checks += 1
         now = self.scheduler.now
         self.auditor.advance(now)
-        physical = self.physical()
+        physical = _within(budget.book.names, self.physical())
         self.auditor.check_bounds(now, "the leader's book", physical, self._believed(budget))
         self.auditor.check_stock(
             now,
@@ -401,22 +405,27 @@ class World:
             add(held.incarnation, dict(zip(book.names, held.bound, strict=True)))
         for parts in book.stranded.values():
             for part in parts:
-                whose = budget_auditor.ANYBODY if part.holder == machine.UNKNOWN_PAST else part.incarnation
+                whose = budget_auditor.ANYBODY if part.holder in _NOBODYS else part.incarnation
                 add(whose, {book.names[part.index]: part.amount})
         return believed
 
     def check_etcd(self) -> None:
         """Judge etcd's records: each is an upper bound of what its incarnation has."""
         believed: dict[str, dict[str, int]] = {}
+        names: Sequence[str] = ()
         for value in self.store.values.values():
             if isinstance(value, effects.Record):
-                whose = budget_auditor.ANYBODY if value.holder == machine.UNKNOWN_PAST else value.incarnation
-                believed[whose] = dict(value.amounts)
+                whose = budget_auditor.ANYBODY if value.holder in _NOBODYS else value.incarnation
+                known = believed.setdefault(whose, {})
+                for name, amount in value.amounts.items():
+                    known[name] = known.get(name, 0) + amount
+            elif isinstance(value, actors_allocator.StoredDefinition):
+                names = [dimension.name for dimension in value.spec.dimensions]
         if self.accepted_generation < self.store.generation:
             return
         now = self.scheduler.now
         self.auditor.advance(now)
-        self.auditor.check_bounds(now, "etcd", self.physical(), believed)
+        self.auditor.check_bounds(now, "etcd", _within(names, self.physical()), believed)
 
     def shares(self) -> dict[str, dict[str, float]]:
         """What each living holder owns, units."""
@@ -425,6 +434,14 @@ class World:
             for name, life in sorted(self.holders.items())
             if life.is_alive
         }
+
+
+def _within(names: Sequence[str], physical: Mapping[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Amounts of these dimensions: of one that was taken out nobody keeps book."""
+    return {
+        whose: {name: amount for name, amount in amounts.items() if name in names}
+        for whose, amounts in physical.items()
+    }
 
 
 def run(scenario: Scenario, seed: int, *, steps_max: int | None = None) -> World:

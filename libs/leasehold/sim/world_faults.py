@@ -47,6 +47,8 @@ class Faults:
         """All is well from now on: whoever is frozen thaws, whoever is dead starts, everybody works."""
         self.is_over = True
         world = self.world
+        if world.scenario.faults.term_change:
+            world.redefine(world.scenario.spec)
         world.network.heal_all()
         world.network.conditions = dataclasses.replace(
             world.network.conditions, stall_probability=0.0, loss_probability=0.0, duplication_probability=0.0
@@ -232,5 +234,50 @@ class Faults:
             )
             world.redefine(dataclasses.replace(world.spec, dimensions=(added, *world.spec.dimensions)))
 
+    def _term_change(self) -> None:
+        """Calls and safe capacities may last shorter, or as long again as at first."""
+        world, rng = self.world, self.world.rng
+        first = world.scenario.spec
+        changed = dataclasses.replace(
+            world.spec,
+            max_call_seconds=first.max_call_seconds * rng.choice((0.2, 0.5, 1.0)),
+            safe_ttl_seconds=first.safe_ttl_seconds * rng.choice((0.0, 0.3, 1.0)),
+            holder_classes=rng.choice(((), _safe_within(first, world.spec.dimensions))),
+        )
+        world.redefine(changed)
+
+    def _removal(self) -> None:
+        world, rng = self.world, self.world.rng
+        if len(world.spec.dimensions) < 2:
+            return
+        gone = rng.choice(world.spec.dimensions)
+        self._redimension(tuple(each for each in world.spec.dimensions if each is not gone))
+        world.scheduler.after(rng.uniform(0.05, 4.0), lambda: self._bring_back(gone.name))
+
+    def _bring_back(self, name: str) -> None:
+        present = {each.name for each in self.world.spec.dimensions}
+        if name in present:
+            return
+        present.add(name)
+        self._redimension(tuple(each for each in self.world.scenario.spec.dimensions if each.name in present))
+
+    def _redimension(self, dimensions: tuple[model.Dimension, ...]) -> None:
+        spec = self.world.spec
+        classes = _safe_within(spec, dimensions)
+        self.world.redefine(dataclasses.replace(spec, dimensions=dimensions, holder_classes=classes))
+
     def _recreation(self) -> None:
         self.world.delete_and_create()
+
+
+def _safe_within(
+    spec: model.BudgetSpec, dimensions: tuple[model.Dimension, ...]
+) -> tuple[model.HolderClass, ...]:
+    """The classes of a budget, with safe capacity only in these dimensions."""
+    names = {dimension.name for dimension in dimensions}
+    return tuple(
+        dataclasses.replace(
+            each, safe_capacity={name: part for name, part in each.safe_capacity.items() if name in names}
+        )
+        for each in spec.holder_classes
+    )

@@ -32,6 +32,10 @@ class Faults:
     limit_change: float = 0.0
     new_dimension: float = 0.0
     recreation: float = 0.0
+    #: Of calls and of safe capacities.
+    term_change: float = 0.0
+    #: A dimension is taken out, and comes back soon.
+    removal: float = 0.0
     throttle: float = 0.0
     idle: float = 0.0
     leave: float = 0.0
@@ -120,6 +124,18 @@ _FAMILIES: dict[str, tuple[Faults, dict[str, object]]] = {
         ),
         {"seconds": 45.0},
     ),
+    "redefinitions": (
+        Faults(
+            term_change=2.0,
+            removal=9.0,
+            leader_crash=2.5,
+            crash=4.0,
+            partition=3.0,
+            hidden_break=4.0,
+            idle=5.0,
+        ),
+        {"seconds": 60.0, "replicas": 3},
+    ),
     "throttles": (Faults(throttle=1.0, crash=5.0), {}),
     "unary": (Faults(crash=4.0, leader_freeze=6.0, idle=4.0), {"unary_holders": 2}),
     "overdraft": (
@@ -149,6 +165,20 @@ _FAMILIES: dict[str, tuple[Faults, dict[str, object]]] = {
 }
 
 
+def _with_long_terms(spec: model.BudgetSpec) -> model.BudgetSpec:
+    """Terms that changes only shorten."""
+    safe = {"rpm_limit": 4 * MICRO, "tpm_limit": 200 * MICRO, "max_concurrent_requests": MICRO}
+    classes = (model.HolderClass(pattern="w[01]", safe_capacity=safe),)
+    return dataclasses.replace(
+        spec,
+        max_call_seconds=3.0,
+        # Above it: between two calls nobody is idle.
+        activity_timeout_seconds=4.0,
+        safe_ttl_seconds=1.5,
+        holder_classes=classes,
+    )
+
+
 def _family(name: str) -> Callable[[int], Scenario]:
     faults, settings = _FAMILIES[name]
 
@@ -162,9 +192,13 @@ def _family(name: str) -> Callable[[int], Scenario]:
             )
         if rng.random() < 0.2:
             spec = dataclasses.replace(spec, charged_at=model.ChargedAt.COMPLETION)
+        if name == "redefinitions":
+            spec = _with_long_terms(spec)
         load = actors_holder.Load(
             users=rng.choice((1, 3, 6)), call_seconds_max=min(0.9, spec.max_call_seconds - 0.05)
         )
+        if name == "redefinitions":
+            load = dataclasses.replace(load, call_seconds_max=spec.max_call_seconds)
         base = Scenario(name=name, spec=spec, faults=faults, conditions=STALLS, load=load)
         return dataclasses.replace(base, **settings)  # type: ignore[arg-type]
 

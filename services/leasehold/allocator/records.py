@@ -14,8 +14,10 @@ Values are JSON. Names cannot contain a slash, so keys split without escapes.
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from leasehold.core import errors
+from leasehold.core.budget import aftermath as aftermaths
 from leasehold.core.budget import codec, effects, model
 
 
@@ -105,14 +107,67 @@ def encode_definition(definition: effects.PutDefinition) -> bytes:
         "definition": codec.encode_budget(definition.spec),
         "version": definition.version,
         "is_retired": definition.is_retired,
+        "aftermath": _encode_aftermath(definition.aftermath),
     }
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def decode_definition(value: bytes) -> tuple[model.BudgetSpec, int, bool]:
-    """(definition, version, is retired); raises `InvalidArgument`."""
+def decode_definition(value: bytes) -> effects.PutDefinition:
+    """The definition as it was put; raises `InvalidArgument`."""
     try:
         fields = json.loads(value)
-        return codec.decode_budget(fields["definition"]), int(fields["version"]), bool(fields["is_retired"])
-    except (ValueError, KeyError, TypeError) as error:
+        return effects.PutDefinition(
+            codec.decode_budget(fields["definition"]),
+            int(fields["version"]),
+            bool(fields["is_retired"]),
+            # An older allocator did not write it.
+            _decode_aftermath(fields.get("aftermath") or {}),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.InvalidArgument("not a budget's definition", field="definition") from error
+
+
+def _encode_aftermath(aftermath: aftermaths.Aftermath) -> dict[str, Any]:
+    encoded: dict[str, Any] = {}
+    terms = aftermath.terms
+    if terms is not None:
+        encoded["terms"] = {
+            "left_seconds": terms.until,
+            "max_call_seconds": terms.max_call_seconds,
+            "orphan_seconds": terms.orphan_seconds,
+            "safe_ttl_seconds": terms.safe_ttl_seconds,
+            "safe_classes": [
+                [{"pattern": each.pattern, "micros": dict(each.safe_capacity)} for each in classes]
+                for classes in terms.safe_classes
+            ],
+        }
+    if aftermath.removed:
+        encoded["removed"] = [
+            {"name": each.name, "micros": each.amount, "left_seconds": each.until} for each in aftermath.removed
+        ]
+    return encoded
+
+
+def _decode_aftermath(encoded: dict[str, Any]) -> aftermaths.Aftermath:
+    terms = encoded.get("terms")
+    removed = tuple(
+        aftermaths.Removed(
+            name=str(each["name"]), amount=int(each["micros"]), until=float(each["left_seconds"])
+        )
+        for each in encoded.get("removed", ())
+    )
+    if terms is None:
+        return aftermaths.Aftermath(removed=removed)
+    earlier = aftermaths.EarlierTerms(
+        until=float(terms["left_seconds"]),
+        max_call_seconds=float(terms["max_call_seconds"]),
+        orphan_seconds=float(terms["orphan_seconds"]),
+        safe_ttl_seconds=float(terms["safe_ttl_seconds"]),
+        safe_classes=tuple(tuple(map(_decode_class, classes)) for classes in terms["safe_classes"]),
+    )
+    return aftermaths.Aftermath(terms=earlier, removed=removed)
+
+
+def _decode_class(encoded: dict[str, Any]) -> model.HolderClass:
+    safe = {str(name): int(micros) for name, micros in encoded["micros"].items()}
+    return model.HolderClass(pattern=str(encoded["pattern"]), safe_capacity=safe)

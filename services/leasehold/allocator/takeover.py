@@ -119,11 +119,13 @@ class Takeover:
         now = reign.now()
         for record in definitions.records:
             try:
-                spec, version, is_retired = records.decode_definition(record.value)
+                found = records.decode_definition(record.value)
             except errors.InvalidArgument as error:
                 _log.error("definition_unreadable", key=record.key, error=error.message)
                 continue
-            reign.core.restore_definition(spec, version, now, is_retired=is_retired)
+            reign.core.restore_definition(
+                found.spec, found.version, now, is_retired=found.is_retired, aftermath=found.aftermath
+            )
         unplaced = self._restore_records(reign, leases.records, now)
         keys = [*unplaced, self._keys.unknown_past] if marker is not None else [*unplaced]
         return Past(marker is not None, frozenset(unplaced.values()), tuple(keys))

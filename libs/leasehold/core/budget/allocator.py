@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from leasehold.core import epoch as epochs
 from leasehold.core import errors, processes
+from leasehold.core.budget import aftermath as aftermaths
 from leasehold.core.budget import effects, machine, messages, model
 
 
@@ -29,10 +30,18 @@ class Allocator:
     # Definitions
 
     def restore_definition(
-        self, spec: model.BudgetSpec, version: int, now: float, *, is_retired: bool = False
+        self,
+        spec: model.BudgetSpec,
+        version: int,
+        now: float,
+        *,
+        is_retired: bool = False,
+        aftermath: aftermaths.Aftermath = aftermaths.NOTHING,
     ) -> None:
-        """A definition of the leader before, from etcd."""
-        budget = machine.BudgetMachine(spec, version, epoch=self.epoch, now=now, outbox=self._out)
+        """A definition of the leader before, from etcd; `aftermath` as in `effects.PutDefinition`."""
+        budget = machine.BudgetMachine(
+            spec, version, epoch=self.epoch, now=now, outbox=self._out, aftermath=aftermath.begun_at(now)
+        )
         budget.is_retired = is_retired
         self.budgets[spec.name] = budget
 

@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from leasehold.core.budget import aftermath as aftermaths
 from leasehold.core.budget import effects, messages, model
 from leasehold.core.budget import lease as leases
 from leasehold.core.budget import throttle as throttles
@@ -29,14 +30,15 @@ class Departed:
 class Book:
     """Leases, ghosts, stranded units, and the sums over them."""
 
-    def __init__(self, spec: model.BudgetSpec, now: float) -> None:
+    def __init__(
+        self, spec: model.BudgetSpec, now: float, *, aftermath: aftermaths.Aftermath = aftermaths.NOTHING
+    ) -> None:
         self.leases: dict[str, Lease] = {}
         #: Superseded leases that have not run out, by (holder, incarnation).
         self.ghosts: dict[Key, Lease] = {}
         self.stranded: dict[str, list[Stranded]] = {}
         self.departed: dict[Key, Departed] = {}
-        #: Until then `rules` also cover the definitions before the present one.
-        self._covered_until: float | None = None
+        self.aftermath = aftermath
         self.throttles: dict[str, throttles.Throttle] = {}
         #: Units came back since the flag was last cleared.
         self.has_gained = False
@@ -52,7 +54,7 @@ class Book:
 
     def _adopt(self, spec: model.BudgetSpec, now: float) -> None:
         self.spec = spec
-        self.rules = leases.StrandRules.of(spec)
+        self.rules = self.aftermath.rules(spec)
         self.names = tuple(dimension.name for dimension in spec.dimensions)
         self.index = {name: number for number, name in enumerate(self.names)}
         self.quanta = {dimension.name: dimension.quantum for dimension in spec.dimensions}
@@ -65,17 +67,22 @@ class Book:
 
     def redefine(self, spec: model.BudgetSpec, now: float) -> None:
         """Take a new definition; dimensions keep their units by name."""
-        old_names, earlier = self.names, self.rules
-        # A lease outlives the news by a TTL at most, a call or a safe capacity that began then by its own time.
-        lasting_seconds = self.spec.ttl_seconds * leases.TTL_FACTOR + max(
-            earlier.max_call_seconds, earlier.orphan_seconds, earlier.safe_ttl_seconds
-        )
+        old_names, returning = self.names, self.aftermath.returning(spec)
+        self.aftermath = self.aftermath.after(self.spec, spec, self.outstanding, now)
         self._adopt(spec, now)
-        self.rules = self.rules.covering(earlier)
-        self._covered_until = max(self._covered_until or now, now + lasting_seconds)
         if self.names != old_names:
             self._remap(old_names)
+        for removed in returning:
+            self._quarantine_again(removed, now)
         self.update_limits()
+
+    def _quarantine_again(self, removed: aftermaths.Removed, now: float) -> None:
+        """A dimension is back whose units the provider may count yet, whoever used them."""
+        whose, index = aftermaths.EARLIER_DEFINITION, self.index[removed.name]
+        part = Stranded(whose, whose, index, removed.amount, removed.until, True)
+        # What a successor waits for all units that cool is in its rules; here it may be more.
+        more_seconds = removed.until - now - self.rules.lost_seconds(index)
+        self.strand([part], now, ttl_seconds=max(0.0, more_seconds))
 
     def _remap(self, old_names: tuple[str, ...]) -> None:
         places = [old_names.index(name) if name in old_names else None for name in self.names]
@@ -205,11 +212,14 @@ class Book:
         self.departed[key] = Departed(held, end, until)
         heapq.heappush(self._departed_heap, (until, key))
 
-    def forget_durations(self, now: float) -> None:
-        """Nobody goes by an earlier definition's durations any more."""
-        if self._covered_until is not None and self._covered_until <= now:
-            self.rules = leases.StrandRules.of(self.spec)
-            self._covered_until = None
+    def forget_aftermath(self, now: float) -> bool:
+        """Drop what is over of earlier definitions; whether anything was."""
+        left = self.aftermath.at(now)
+        if left == self.aftermath:
+            return False
+        self.aftermath = left
+        self.rules = left.rules(self.spec)
+        return True
 
     def forget_departed(self, now: float) -> None:
         """Nothing of those who left long ago can be under way any more."""
@@ -269,7 +279,7 @@ class Book:
     @property
     def is_settled(self) -> bool:
         """Nothing is outstanding."""
-        return not self.leases and not self.ghosts and not self.stranded
+        return not (self.leases or self.ghosts or self.stranded or self.aftermath.removed)
 
     # etcd's copy
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from leasehold.core import processes
+from leasehold.core.budget import aftermath as aftermaths
 from leasehold.core.budget import messages, model
 
 
@@ -58,6 +59,8 @@ class PutDefinition:
     version: int
     #: Deleted by an administrator; kept until its last units have cooled.
     is_retired: bool = False
+    #: What earlier definitions still bind, in seconds that are left.
+    aftermath: aftermaths.Aftermath = aftermaths.NOTHING
 
 
 @dataclass(frozen=True, slots=True)

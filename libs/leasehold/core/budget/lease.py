@@ -3,7 +3,6 @@
 Amounts are tuples of micro-units in the order of the budget's dimensions.
 """
 
-import dataclasses
 import enum
 import itertools
 from collections import deque
@@ -163,6 +162,20 @@ class Lease:
         return shares
 
 
+def is_of_earlier_process(report: messages.Report, held: Lease, made_at: float) -> bool:
+    """Whether a join was made by a process that began before the one that is connected under its name.
+
+    It was held up on its way, or its sender uses a name that is taken: the later process is not to stop for it.
+    Processes of two hosts are told apart by when the joins were made: this one before the other had arrived.
+    """
+    if held.state is not LeaseState.LIVE:
+        return False
+    newcomer, present = report.process, held.process
+    if newcomer is None or present is None or newcomer.boot_id != present.boot_id:
+        return made_at < held.joined_at
+    return newcomer.start_time_ticks < present.start_time_ticks
+
+
 def cooling_parts(cooling: Sequence[messages.Cooling], since: float, dimension: str) -> list[tuple[float, int]]:
     """(instant of return, micro-units) of one dimension, as a report that arrived at `since` tells it."""
     return [
@@ -212,19 +225,13 @@ class StrandRules:
             charged_at=spec.charged_at,
         )
 
-    def covering(self, earlier: "StrandRules") -> "StrandRules":
-        """These rules while calls, and holders that are cut off, may still go by the durations of `earlier`."""
-        return dataclasses.replace(
-            self,
-            max_call_seconds=max(self.max_call_seconds, earlier.max_call_seconds),
-            orphan_seconds=max(self.orphan_seconds, earlier.orphan_seconds),
-            safe_ttl_seconds=max(self.safe_ttl_seconds, earlier.safe_ttl_seconds),
-        )
-
     def lost_seconds(self, index: int, *, is_certified: bool = False) -> float:
         """How long units of unknown use count after the last instant at which they can have been used."""
         dimension = self.dimensions[index]
-        call_seconds = self.orphan_seconds if is_certified else self.max_call_seconds
+        call_seconds = self.orphan_seconds
+        if not is_certified:
+            # Whether it is dead is not known: the provider may count by either.
+            call_seconds = max(call_seconds, self.max_call_seconds)
         if not dimension.is_rate:
             return call_seconds
         cool = dimension.window_seconds + self.jitter_seconds

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from leasehold.core import epoch as epochs
 from leasehold.core import processes
+from leasehold.core.budget import aftermath as aftermaths
 from leasehold.core.budget import book as books
 from leasehold.core.budget import effects, messages, model, rebalance, scribe
 from leasehold.core.budget import lease as leases
@@ -48,12 +49,13 @@ class BudgetMachine:
         epoch: epochs.Epoch,
         now: float,
         outbox: list[effects.Effect],
+        aftermath: aftermaths.Aftermath = aftermaths.NOTHING,
     ) -> None:
         self.spec = spec
         self.version = version
         self.epoch = epoch
         self.is_retired = False
-        self.book = books.Book(spec, now)
+        self.book = books.Book(spec, now, aftermath=aftermath)
         self.rebalancer = rebalance.Rebalancer(rotation=int(now // rebalance.ROTATION_SECONDS))
         self._out = outbox
         self._scribe = scribe.Scribe(spec, epoch, self.book, self.rebalancer, outbox)
@@ -70,7 +72,7 @@ class BudgetMachine:
         self.spec, self.version, self.is_retired = spec, version, False
         self.book.redefine(spec, now)
         self._scribe.redefine(spec)
-        self._out.append(effects.PutDefinition(spec, version))
+        self._put_definition(now)
         self._scribe.journal(
             "REDEFINED", amounts={d.name: d.limit for d in spec.dimensions}, cause=f"version {version}"
         )
@@ -100,7 +102,13 @@ class BudgetMachine:
         self.is_retired = True
         self._scribe.journal("BUDGET_DELETED")
         if not self.is_settled:
-            self._out.append(effects.PutDefinition(self.spec, self.version, is_retired=True))
+            self._put_definition(now)
+
+    def _put_definition(self, now: float) -> None:
+        left = self.book.aftermath.left_at(now)
+        self._out.append(
+            effects.PutDefinition(self.spec, self.version, is_retired=self.is_retired, aftermath=left)
+        )
 
     @property
     def is_settled(self) -> bool:
@@ -123,7 +131,7 @@ class BudgetMachine:
             bound=bound,
             state=LeaseState.SUSPECT,
             ttl_seconds=record.ttl_seconds,
-            safe=self._scribe.safe_of(record.holder),
+            safe=self._most_safe(record.holder),
             is_tracked=record.is_tracked,
             is_recovered=True,
             held=bound,
@@ -138,6 +146,12 @@ class BudgetMachine:
             self._restore_lease(held, is_superseded=record.is_superseded)
         book.restored(record)
         self.rebalancer.must_divide = True
+
+    def _most_safe(self, holder: str) -> Vector:
+        """Safe capacity of a holder by the present definition, or by an earlier one that it may go by."""
+        present = self._scribe.safe_of(holder)
+        earlier = self.book.aftermath.safe_of(holder, self.book.names)
+        return tuple(map(max, present, earlier)) if present and earlier else present or earlier
 
     def _restore_lease(self, held: Lease, *, is_superseded: bool) -> None:
         rival = self.book.leases.get(held.holder)
@@ -221,7 +235,7 @@ class BudgetMachine:
             return messages.LeaseEnd.SUPERSEDED, False
         if held is not None and (departed is not None or report.is_rejoin or report.lease_id != 0):
             return messages.LeaseEnd.SUPERSEDED, False
-        if held is not None and _is_of_earlier_process(report, held, made_at):
+        if held is not None and leases.is_of_earlier_process(report, held, made_at):
             return messages.LeaseEnd.SUPERSEDED, False
         if departed is None:
             return None, False
@@ -492,7 +506,8 @@ class BudgetMachine:
 
     def tick(self, now: float) -> None:
         """Let time pass: expiries, cooled units, recovery of limits, turns."""
-        self.book.forget_durations(now)
+        if self.book.forget_aftermath(now) and not (self.is_retired and self.is_settled):
+            self._put_definition(now)
         self._expire(now)
         self.book.forget_departed(now)
         if self.book.next_return() <= now:
@@ -531,7 +546,7 @@ class BudgetMachine:
 
     def next_deadline(self) -> float:
         """Instant at which `tick` and `finish` have something to do."""
-        due = min(self.rebalancer.due_at(self.book), self.book.next_return())
+        due = min(self.rebalancer.due_at(self.book), self.book.next_return(), self.book.aftermath.next_end())
         if self._expiry_heap:
             due = min(due, self._expiry_heap[0][0])
         for throttle in self.book.throttles.values():
@@ -582,17 +597,3 @@ class BudgetMachine:
             ttl_seconds = max(0.0, (held.expires_at - now) / leases.TTL_FACTOR)
         grant = self._scribe.grant(held, answered_sequence=answer.sequence, ttl_seconds=ttl_seconds)
         self._scribe.deliver(grant, answer.session, answer.token)
-
-
-def _is_of_earlier_process(report: messages.Report, held: Lease, made_at: float) -> bool:
-    """Whether a join was made by a process that began before the one that is connected under its name.
-
-    It was held up on its way, or its sender uses a name that is taken: the later process is not to stop for it.
-    Processes of two hosts are told apart by when the joins were made: this one before the other had arrived.
-    """
-    if held.state is not LeaseState.LIVE:
-        return False
-    newcomer, present = report.process, held.process
-    if newcomer is None or present is None or newcomer.boot_id != present.boot_id:
-        return made_at < held.joined_at
-    return newcomer.start_time_ticks < present.start_time_ticks

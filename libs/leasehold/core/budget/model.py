@@ -7,7 +7,7 @@ import enum
 import fnmatch
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -157,6 +157,14 @@ class HolderClass:
 DEFAULT_CLASS = HolderClass(pattern="*")
 
 
+def class_of(classes: Iterable[HolderClass], holder: str) -> HolderClass:
+    """The first class whose pattern matches, else weight 1, priority 0, no safe capacity."""
+    for holder_class in classes:
+        if fnmatch.fnmatchcase(holder, holder_class.pattern):
+            return holder_class
+    return DEFAULT_CLASS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSpec:
     """A budget as an administrator defines it. Raises `InvalidArgument`, naming the field, if it is wrong."""
@@ -244,8 +252,5 @@ class BudgetSpec:
         )
 
     def holder_class(self, holder: str) -> HolderClass:
-        """The first class whose pattern matches, else weight 1, priority 0, no safe capacity."""
-        for holder_class in self.holder_classes:
-            if fnmatch.fnmatchcase(holder, holder_class.pattern):
-                return holder_class
-        return DEFAULT_CLASS
+        """See `class_of`."""
+        return class_of(self.holder_classes, holder)
