@@ -30,6 +30,8 @@ class Rule:
     breaks: Break
     seeds: int = 12
     change: Callable[[Scenario], Scenario] = lambda scenario: scenario
+    #: Of a rule that matters seldom: where to look first.
+    first_seed: int = 0
 
 
 def _steady(scenario: Scenario, users: int = 6) -> Scenario:
@@ -395,8 +397,9 @@ RULES = [
         "no cap is raised while too much is outstanding",
         "clocks",
         _overcommitment_is_ignored,
-        100,
+        40,
         lambda s: _faults(suspend=0.7)(_steady(s)),
+        first_seed=60,
     ),
     Rule(
         "safe capacity is kept back after expiry", "partitions", _safe_capacity_is_not_kept_back, 25, _with_safe
@@ -405,7 +408,7 @@ RULES = [
 
 
 def _first_violation(rule: Rule) -> str | None:
-    for seed in range(rule.seeds):
+    for seed in range(rule.first_seed, rule.first_seed + rule.seeds):
         scenario = rule.change(world_scenarios.SCENARIOS[rule.family](seed))
         try:
             world.run(scenario, seed)
