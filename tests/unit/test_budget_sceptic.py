@@ -321,6 +321,23 @@ def test_a_late_join_of_an_earlier_process_does_not_end_the_one_that_took_its_pl
     assert core.budgets["llm"].book.leases["h"].incarnation == "later-incarnation"
 
 
+@pytest.mark.parametrize(("ticks", "left"), [(1, "comes-back"), (-1, "was-there")])
+def test_of_two_processes_of_a_name_the_later_one_has_it_even_if_it_comes_back_to_a_leader_that_knows_the_other(
+    ticks: int, left: str
+) -> None:
+    core = _allocator()
+    other = dataclasses.replace(PROCESS, pid=3, start_time_ticks=PROCESS.start_time_ticks + ticks)
+    core.report(_join("was-there", PROCESS), 2.0, session=1)
+    core.finish(2.0)
+    core.report(dataclasses.replace(_join("comes-back", other), is_rejoin=True), 3.0, session=2)
+
+    answers = _grants(core.finish(3.0))
+
+    (ended,) = {"was-there", "comes-back"} - {left}
+    assert [grant.incarnation for grant in answers if grant.end is messages.LeaseEnd.SUPERSEDED] == [ended]
+    assert core.budgets["llm"].book.leases["h"].incarnation == left
+
+
 @pytest.mark.parametrize(
     ("age_seconds", "ended"), [(1.4, "late-one"), (0.2, "present-one"), (None, "present-one")]
 )

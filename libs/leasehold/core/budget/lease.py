@@ -162,6 +162,17 @@ class Lease:
         return shares
 
 
+def is_of_later_process(report: messages.Report, held: Lease) -> bool:
+    """Whether the holder that comes back began, on the same host, after the one that took its place meanwhile.
+
+    That one had been superseded before, and nobody knew any more: the later process of a name has it.
+    """
+    newcomer, present = report.process, held.process
+    if newcomer is None or present is None or newcomer.boot_id != present.boot_id:
+        return False
+    return newcomer.start_time_ticks > present.start_time_ticks
+
+
 def is_of_earlier_process(report: messages.Report, held: Lease, made_at: float) -> bool:
     """Whether a join was made by a process that began before the one that is connected under its name.
 

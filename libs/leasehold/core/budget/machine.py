@@ -233,7 +233,8 @@ class BudgetMachine:
         departed = self.book.departed.get(key)
         if key in self.book.ghosts:
             return messages.LeaseEnd.SUPERSEDED, False
-        if held is not None and (departed is not None or report.is_rejoin or report.lease_id != 0):
+        is_return = departed is not None or report.is_rejoin or report.lease_id != 0
+        if held is not None and is_return and not leases.is_of_later_process(report, held):
             return messages.LeaseEnd.SUPERSEDED, False
         if held is not None and leases.is_of_earlier_process(report, held, made_at):
             return messages.LeaseEnd.SUPERSEDED, False
