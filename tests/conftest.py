@@ -31,4 +31,4 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("leasehold")
 
-pytest_plugins = ["fixtures_servers", "fixtures_allocator", "fixtures_broker"]
+pytest_plugins = ["fixtures_servers", "fixtures_allocator", "fixtures_broker", "fixtures_job_reign"]
