@@ -10,6 +10,7 @@ After that the leader is killed while jobs go on ending, and its standby takes o
 
 import contextlib
 import json
+import os
 import random
 import re
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 import grpc
 import harness
 import line_driver
+import psycopg
 from leasehold import client
 from leasehold.api.budget.v1 import budget_service_pb2 as budget_wire
 from leasehold.api.budget.v1 import budget_service_pb2_grpc as budget_grpc
@@ -125,7 +127,35 @@ def _submit_some(address: str, stop: threading.Event) -> None:
             stub.SubmitJob(wire.SubmitJobRequest(spec=job_codec.encode_spec(next(specs))), timeout=10.0)
 
 
-def _steady(fleet: Fleet, address: str, pid: int, seconds: float) -> harness.Result:
+class BareCommits:
+    """What a commit takes beside all that, of a row that nobody else wants: the machine's own share."""
+
+    def __init__(self, dsn: str) -> None:
+        self.seconds: list[float] = []
+        self._dsn = dsn
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS bare (n bigint)")
+            connection.execute("INSERT INTO bare VALUES (0)")
+            while not self._stop.wait(0.1):
+                began = time.perf_counter()
+                connection.execute("UPDATE bare SET n = n + 1")
+                self.seconds.append(time.perf_counter() - began)
+
+    def __enter__(self) -> "BareCommits":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _steady(plane: harness.Plane, fleet: Fleet, leader: str, seconds: float) -> harness.Result:
+    address, pid = leader, plane.children[plane.addresses.index(leader)].pid
     fleet.ask(f"pace {ENDS_PER_SECOND}")
     # What began before is not counted.
     time.sleep(2.0)
@@ -133,10 +163,11 @@ def _steady(fleet: Fleet, address: str, pid: int, seconds: float) -> harness.Res
     stop = threading.Event()
     submitting = threading.Thread(target=_submit_some, args=(address, stop))
     before, used, began = _counts(address), harness.cpu_seconds(pid), time.monotonic()
-    submitting.start()
-    time.sleep(seconds)
-    stop.set()
-    submitting.join()
+    with BareCommits(plane.stack.postgres_dsn) as bare:
+        submitting.start()
+        time.sleep(seconds)
+        stop.set()
+        submitting.join()
     after, share = _counts(address), (harness.cpu_seconds(pid) - used) / (time.monotonic() - began)
     told = fleet.ask("status")
     counts = {bound: after[bound] - before.get(bound, 0.0) for bound in after}
@@ -153,6 +184,9 @@ def _steady(fleet: Fleet, address: str, pid: int, seconds: float) -> harness.Res
             "ends_per_second": round(told["ends"] / seconds, 1),
             "agent_end_to_assignment_ms_p50": round(harness.percentile(told["latencies"], 0.5) * 1e3, 1),
             "agent_end_to_assignment_ms_p99": round(harness.percentile(told["latencies"], 0.99) * 1e3, 1),
+            "bare_commit_ms_p50": round(harness.percentile(bare.seconds, 0.5) * 1e3, 1),
+            "bare_commit_ms_p99": round(harness.percentile(bare.seconds, 0.99) * 1e3, 1),
+            "load_average": round(os.getloadavg()[0], 1),
             "allocator_cores": round(share, 2),
             "running": told["running"],
         },
@@ -232,7 +266,7 @@ def run() -> list[harness.Result]:
             running = fleet.settled(nodes)["running"]
             # What has started makes room for as many in line.
             took += _submitted(plane.addresses, running)
-            placed = _steady(fleet, leader, pid, seconds)
+            placed = _steady(plane, fleet, leader, seconds)
             placed.detail["submitting_s"] = round(took, 1)
             memory = _memory(
                 "jobs: full line, memory of the leader, at most", harness.rss_peak_bytes(pid) / 1e6

@@ -65,6 +65,8 @@ class Agent:
     async def run(self, made: list[Any]) -> None:
         """Keep a stream to whoever leads, by one of these channels, until cancelled."""
         rng = random.Random(self.name)
+        # Hosts that were not all started together do not report together either.
+        await asyncio.sleep(rng.uniform(0.0, self._interval))
         while True:
             # As real agents do.
             for delay in BACKOFF.delays(rng):
