@@ -5,11 +5,13 @@ A part is decoded in another thread while the next is fetched.
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 from leasehold.core import errors
 from leasehold.core.job import model
 from leasehold.observe import logs
 from leasehold.postgres import database, job_rows, queries
+from psycopg import rows
 
 #: Decoding a part takes about 20 ms.
 PART_ROWS = 2000
@@ -27,7 +29,7 @@ async def live_jobs(connection: database.Connection) -> tuple[model.JobRecord, .
     decoder = job_rows.LiveJobs()
     found: list[model.JobRecord] = []
     for name, statement in (("pending", _SQL["pending_jobs"]), ("running", _SQL["running_jobs"])):
-        async with connection.cursor(name=name) as cursor:
+        async with connection.cursor(name=name, row_factory=rows.tuple_row) as cursor:
             # Binary: its numbers need no parsing.
             await cursor.execute(statement, binary=True)
             part = await cursor.fetchmany(PART_ROWS)
@@ -39,11 +41,11 @@ async def live_jobs(connection: database.Connection) -> tuple[model.JobRecord, .
     return tuple(found)
 
 
-def _decoded(decoder: job_rows.LiveJobs, part: Iterable[database.Row]) -> list[model.JobRecord]:
+def _decoded(decoder: job_rows.LiveJobs, part: Iterable[tuple[Any, ...]]) -> list[model.JobRecord]:
     found = []
     for row in part:
         try:
             found.append(decoder.job(row))
         except errors.LeaseholdError as error:
-            _log.error("job_unreadable", job=row["job_id"], error=error.message)
+            _log.error("job_unreadable", job=row[0], error=error.message)
     return found

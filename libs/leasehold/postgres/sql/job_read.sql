@@ -48,22 +48,19 @@ ORDER BY node;
 SELECT set_config(name, %(milliseconds)s, true)
 FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout']) AS name;
 
--- pending_jobs: Their specs as text, since most are like others.
-SELECT job_id::text, name, queue, priority, required_cpus, required_memory_bytes, spec::text, state, attempt,
-    failures, principal, extract(epoch FROM submit_time)::float8 AS submit_time,
-    extract(epoch FROM start_time)::float8 AS start_time,
-    extract(epoch FROM not_before_time)::float8 AS not_before_time, is_cancel_requested, outcome
+-- pending_jobs: Their specs as text, since many are alike.
+SELECT job_id::text, state, attempt, failures, principal, extract(epoch FROM submit_time)::float8,
+    extract(epoch FROM start_time)::float8, extract(epoch FROM not_before_time)::float8, is_cancel_requested,
+    outcome, spec::text, name, queue, priority, required_cpus, required_memory_bytes
 FROM job
 WHERE end_time IS NULL AND state = 'PENDING';
 
 -- running_jobs: As `pending_jobs`, with the live row of each.
-SELECT j.job_id::text, j.name, j.queue, j.priority, j.required_cpus, j.required_memory_bytes, j.spec::text, j.state,
-    j.attempt, j.failures, j.principal, extract(epoch FROM j.submit_time)::float8 AS submit_time,
-    extract(epoch FROM j.start_time)::float8 AS start_time,
-    extract(epoch FROM j.not_before_time)::float8 AS not_before_time, j.is_cancel_requested, j.outcome,
-    a.attempt AS row_attempt, a.node, a.boot_id, a.queue AS row_queue, a.allocated_cpus, a.allocated_memory_bytes,
-    a.alloc_seq, NULL::bigint AS release_seq, extract(epoch FROM a.allocated_time)::float8 AS allocated_time,
-    NULL::float8 AS released_time
+SELECT j.job_id::text, j.state, j.attempt, j.failures, j.principal, extract(epoch FROM j.submit_time)::float8,
+    extract(epoch FROM j.start_time)::float8, extract(epoch FROM j.not_before_time)::float8, j.is_cancel_requested,
+    j.outcome, j.spec::text, j.name, j.queue, j.priority, j.required_cpus, j.required_memory_bytes,
+    a.attempt, a.node, a.boot_id, a.queue, a.allocated_cpus, a.allocated_memory_bytes, a.alloc_seq,
+    extract(epoch FROM a.allocated_time)::float8
 FROM job AS j
 LEFT JOIN resource_allocation_live AS a ON a.job_id = j.job_id
 WHERE j.end_time IS NULL AND j.state = 'RUNNING';
