@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import types
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from leasehold.allocator import job_flusher, job_gauges
 from leasehold.core import epoch as epochs
 from leasehold.core import errors
-from leasehold.core.job import changes, effects
+from leasehold.core.job import changes, effects, model
 from leasehold.core.placement import model as placement
 from leasehold.observe import metrics
 from leasehold.postgres import job_memory
@@ -248,3 +249,28 @@ async def test_a_later_leader_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
         async with asyncio.timeout(5):
             await made.flusher.run(made.machine)  # type: ignore[arg-type]
     assert made.machine.told == []
+
+
+async def test_a_placement_is_timed_from_what_was_heard_before_the_release_that_made_room(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(job_flusher, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    scene.store.may_commit.clear()
+    scene.put("the release")
+    await _until(lambda: scene.machine.is_in_flight)
+    # Heard of later, so not what made room.
+    now = 101.0
+    scene.flusher.wake()
+    ref = model.AttemptRef("00000000-0000-0000-0000-000000000001", 1)
+    allocation = changes.Allocate(
+        ref=ref, node="n", boot_id="b", held=placement.Resources(1, 1), queue="default"
+    )
+    scene.machine.line.append(changes.Batch(batch_id="what follows", allocations=(allocation,)))
+    now = 104.0
+    scene.store.may_commit.set()
+    await _until(lambda: len(scene.machine.told) == 2)
+
+    text = scene.registry.expose()
+    assert "leasehold_job_placement_seconds_sum 4\n" in text
+    assert "leasehold_job_placement_seconds_count 1\n" in text
